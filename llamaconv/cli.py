@@ -1,0 +1,208 @@
+"""The command line: argparse over the public functions, and the contract of exit statuses.
+
+0 done and verified; 1 begun and failed, the target as it was; 2 refused, nothing written; 130
+interrupted. Messages go to standard error, a line each; with ``--json`` standard output is one
+JSON object. ``LLAMACONV_DEBUG=1`` shows tracebacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llamaconv.plan import CHOICES, Plan, Target, make_plan
+from llamaconv.problems import FailedError, Problem, RefusedError, printable
+from llamaconv.version import __version__
+
+# torch is imported by the commands that write or compare, not by those that only look.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    # A polite kill is an interruption: clean up, say so, 130.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        options.run(options)
+        return 0
+    except (RefusedError, FailedError) as error:
+        if os.environ.get("LLAMACONV_DEBUG") == "1":
+            raise
+        _say(error.problems)
+        if options.json:
+            _print_json({"ok": False, "problems": [p.message for p in error.problems]})
+        return 2 if isinstance(error, RefusedError) else 1
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing stands under the target's name", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (| head); there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llamaconv",
+        description="Llama weights: look into them, plan a conversion, convert, verify.",
+    )
+    parser.add_argument("--version", action="version", version=f"llamaconv {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    sample = commands.add_parser("sample", help="write the bundled sample model to a folder")
+    sample.add_argument("target", metavar="DST", type=Path)
+    sample.set_defaults(run=_sample, json=False)
+
+    inspect = commands.add_parser("inspect", help="what a folder holds, from headers only")
+    inspect.add_argument("source", metavar="PATH", type=Path)
+    _json(inspect, _inspect)
+
+    plan = commands.add_parser("plan", help="every move of a conversion, and every problem")
+    plan.add_argument("source", metavar="SRC", type=Path)
+    _target_options(plan)
+    _json(plan, _plan)
+
+    convert = commands.add_parser("convert", help="convert SRC to DST, and verify the result")
+    convert.add_argument("source", metavar="SRC", type=Path)
+    convert.add_argument("target", metavar="DST", type=Path)
+    _target_options(convert)
+    convert.add_argument(
+        "--as-step-0",
+        action="store_true",
+        help="DST is a TorchTitan dump folder: write DST/checkpoint/step-0",
+    )
+    convert.add_argument("--workers", type=int, help="threads that write (default: one a processor)")
+    convert.add_argument("--overwrite", action="store_true", help="replace a checkpoint at DST")
+    convert.add_argument("--no-verify", action="store_true", help="leave the checks out")
+    convert.add_argument("--quiet", action="store_true", help="no progress, no summary")
+    _json(convert, _convert)
+
+    verify = commands.add_parser("verify", help="check DST against the SRC it was made from")
+    verify.add_argument("source", metavar="SRC", type=Path)
+    verify.add_argument("target", metavar="DST", type=Path)
+    _json(verify, _verify)
+    return parser
+
+
+def _json(command: argparse.ArgumentParser, run: Any) -> None:
+    command.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    command.set_defaults(run=run)
+
+
+def _target_options(command: argparse.ArgumentParser) -> None:
+    defaults = Target()
+    helps = {
+        "to": "format of the target",
+        "generation": "key names of the DCP: 0.3.0 and later, 0.1.0 to 0.2.2, or of 2024",
+        "rope": "layout of the q and k rows",
+        "dtype": "keep each tensor's dtype, or cast",
+        "tie": "what a tied or conflicting head becomes; auto fails on a conflict",
+    }
+    for option, choices in CHOICES.items():
+        default = getattr(defaults, option)
+        text = f"{helps[option]} (default {default})"
+        command.add_argument(f"--{option}", choices=choices, default=default, help=text)
+    command.add_argument("--shards", type=int, default=1, metavar="K", help="row chunks a tensor")
+
+
+def _open_plan(options: argparse.Namespace) -> Plan:
+    from llamaconv.formats.detect import open_checkpoint
+
+    target = Target(shards=options.shards, **{name: getattr(options, name) for name in CHOICES})
+    return make_plan(open_checkpoint(options.source), target)
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from llamaconv.sample import write_sample
+
+    folder = write_sample(options.target)
+    print(f"{folder}: a small trained Llama, as a Hugging Face folder")
+    print(f"next: llamaconv convert {_quote(folder)} {_quote(folder)}-dcp")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from llamaconv.formats.detect import open_checkpoint
+
+    checkpoint = open_checkpoint(options.source)
+    if options.json:
+        _print_json(checkpoint.to_json())
+    else:
+        print(checkpoint.table())
+        if checkpoint.params:
+            print(f"\n{checkpoint.params}")
+        for ignored in checkpoint.ignored:
+            print(printable(f"ignored: {ignored}"))
+    _say(checkpoint.problems)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    plan = _open_plan(options)
+    if options.json:
+        _print_json(plan.to_json())
+    else:
+        print(plan.table(most=10_000))
+        print(f"\n{plan.cost()}")
+    _say(plan.problems)
+    if plan.errors:
+        raise SystemExit(2)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    plan = _open_plan(options)
+    _say(problem for problem in plan.problems if problem.level == "warning")
+    plan.check()
+    from llamaconv.convert import convert_checkpoint
+    from llamaconv.progress import Bar
+
+    with Bar(quiet=options.quiet or options.json) as bar:
+        done = convert_checkpoint(
+            plan,
+            options.target,
+            overwrite=options.overwrite,
+            verified=not options.no_verify,
+            workers=options.workers,
+            as_step_0=options.as_step_0,
+            progress=bar,
+        )
+    if options.json:
+        _print_json(done.to_json())
+    elif not options.quiet:
+        print(done.table())
+        if done.verification:
+            print(f"\n{done.verification.table()}")
+        print(f"\n{printable(str(done.target))}: converted in {done.seconds:.1f} s. Next:\n{done.advice}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from llamaconv.verify import verify_checkpoint
+
+    verification = verify_checkpoint(options.source, options.target)
+    if options.json:
+        _print_json(verification.to_json())
+    else:
+        print(verification.table())
+    if not verification.ok:
+        _say(verification.problems())
+        raise SystemExit(1)
+
+
+def _say(problems: Any) -> None:
+    for problem in problems:
+        assert isinstance(problem, Problem)
+        print(problem, file=sys.stderr)
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content, indent=1))
+
+
+def _quote(path: Path) -> str:
+    import shlex
+
+    return shlex.quote(str(path))

@@ -1,0 +1,294 @@
+"""The engine: executes a plan, streaming bounded blocks from source pieces to the target.
+
+A block is a run of rows of some MiB, or whole heads where rows are re-ordered; it is read,
+re-ordered, cast and written before the next is read, so memory does not grow with the model.
+The target appears under its name only when it is complete, checked and on the disk.
+
+Limit: one process; a few threads, each with its own file.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+from llamaconv import receipt, rope, titan, verify
+from llamaconv.formats import dcp
+from llamaconv.pieces import PieceReader, TensorInfo
+from llamaconv.plan import Move, Plan
+from llamaconv.problems import FailedError, Problem, RefusedError
+from llamaconv.staging import check_target, staged
+from llamaconv.tables import Table, size
+from llamaconv.version import __version__
+
+Progress = Callable[[str, int, int], None]
+"""What is being done ("write" or "verify"), bytes done, bytes in all. Called from threads."""
+
+_BLOCK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a finished conversion did; ``verification`` is None where it was not asked for.
+
+    ``seconds`` is the time of writing, without imports and without verification.
+    """
+
+    plan: Plan
+    target: Path
+    seconds: float
+    bytes_read: int
+    bytes_written: int
+    verification: verify.Verification | None
+    receipt: receipt.Receipt
+    advice: titan.Advice
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.verification is None or self.verification.ok,
+            "target": str(self.target),
+            "bytes_read": self.bytes_read,
+            "bytes_written": self.bytes_written,
+            "seconds": round(self.seconds, 3),
+            "verified": self.verification is not None and self.verification.ok,
+            "checks": self.verification.to_json()["checks"] if self.verification else [],
+            "next": self.advice.command,
+            "notes": list(self.advice.notes),
+        }
+
+    def table(self) -> Table:
+        checks = "not run" if self.verification is None else "passed"
+        rows = [
+            ("tensors written", len(self.plan.written)),
+            ("bytes read", size(self.bytes_read)),
+            ("bytes written", size(self.bytes_written)),
+            ("checks", checks),
+        ]
+        return Table(("conversion", "done"), rows, right=("done",))
+
+    def __repr__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def convert_checkpoint(
+    plan: Plan,
+    target: str | Path,
+    *,
+    overwrite: bool = False,
+    verified: bool = True,
+    workers: int | None = None,
+    as_step_0: bool = False,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Executes ``plan`` and writes the DCP at ``target``, complete or not at all.
+
+    ``workers`` threads write, by default one a processor and four at most. ``as_step_0`` takes
+    ``target`` for a TorchTitan dump folder and writes ``target/checkpoint/step-0``.
+
+    Raises `RefusedError` before anything is written, `FailedError` where the machine or a
+    check failed; either way what stood at ``target`` stands as it was.
+    """
+    plan.check()
+    assert plan.params is not None
+    dump, target = Path(target), Path(target)
+    if as_step_0:
+        target = dump / "checkpoint" / "step-0"
+    workers = workers or min(4, os.cpu_count() or 1)
+    if not 1 <= workers <= 64:
+        raise RefusedError(f"workers is {workers}; a number from 1 to 64 was expected")
+    check_target(target, plan.source.path, plan.bytes_to_write, overwrite)
+    before = _fingerprint(plan)
+    with staged(target, overwrite) as folder, _machine_failures(target):
+        engine = _Engine(plan, progress)
+        began = time.perf_counter()
+        digests = engine.write(folder, workers)
+        seconds = time.perf_counter() - began
+        if _fingerprint(plan) != before:
+            raise FailedError(
+                f"{plan.source.path}: a source file changed during the conversion; "
+                "start again when nothing writes to it"
+            )
+        verification = None
+        if verified:
+            verification = verify.verify_plan(
+                plan, folder, progress and (lambda done, total: progress("verify", done, total))
+            )
+            if not verification.ok:
+                raise FailedError(verification.problems())
+        record = _receipt(plan, digests, verification)
+        receipt.write(folder, record)
+    return Conversion(
+        plan=plan,
+        target=target,
+        seconds=seconds,
+        bytes_read=engine.bytes_read,
+        bytes_written=engine.bytes_written,
+        verification=verification,
+        receipt=record,
+        advice=titan.advice(
+            plan.params, plan.target.generation, plan.target.rope, None if as_step_0 else target, dump
+        ),
+    )
+
+
+class _Engine:
+    """Turns moves into blocks of target bytes, and counts what passes."""
+
+    def __init__(self, plan: Plan, progress: Progress | None) -> None:
+        self.plan = plan
+        self.moves = {move.target: move for move in plan.written}
+        self.progress = progress
+        self.total = plan.bytes_to_write
+        self.bytes_read = self.bytes_written = 0
+        self.overflows: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._reader = PieceReader()
+
+    def write(self, folder: Path, workers: int) -> dict[str, list[str]]:
+        """Writes the target's tensors to ``folder``; digests by tensor."""
+        tensors = [TensorInfo(move.target or "", move.dtype, move.shape) for move in self.plan.written]
+        with self._reader:
+            digests = dcp.write(folder, tensors, self.plan.target.shards, self.blocks, workers)
+        if self.overflows:
+            raise FailedError(
+                Problem(
+                    f"{self.moves[name].source}: {count} finite values become infinite in "
+                    f"{self.moves[name].dtype}; keep the dtype, or choose bfloat16",
+                    (name,),
+                )
+                for name, count in self.overflows.items()
+            )
+        return digests
+
+    def blocks(self, name: str, first: int, last: int) -> Iterator[memoryview]:
+        """The target's bytes of rows ``first`` to ``last``, a block at a time.
+
+        A block is valid until the next is asked for: its buffer is used again.
+        """
+        move = self.moves[name]
+        source = self.plan.source.tensors[move.source]
+        unit = move.shape[0] // move.heads if move.heads else 1
+        step = max(1, _BLOCK_BYTES // (unit * max(1, source.row_bytes))) * unit
+        buffer = memoryview(bytearray(min(step, source.n_rows) * source.row_bytes))
+        # Rows of a chunk may begin inside a head: whole heads are read, the wanted rows leave.
+        for begin in range(first - first % unit, last, step):
+            end = min(begin + step, last + -last % unit)
+            block = buffer[: (end - begin) * source.row_bytes]
+            self._reader.read_rows(source, begin, end, block)
+            out = self._transform(move, source, block)
+            row_bytes = len(out) // (end - begin)
+            out = out[(max(first, begin) - begin) * row_bytes : (min(last, end) - begin) * row_bytes]
+            self._count(len(block), len(out))
+            yield out
+
+    def _transform(self, move: Move, source: TensorInfo, block: memoryview) -> memoryview:
+        """A block of source rows as the target's: re-ordered, then cast."""
+        if not move.heads and move.dtype == source.dtype:
+            return block
+        rows = torch.frombuffer(block, dtype=getattr(torch, source.dtype))
+        rows = rows.view(-1, *source.shape[1:])
+        if move.heads:
+            heads = rows.shape[0] * move.heads // move.shape[0]
+            plan = self.plan
+            rows = rope.relayout(rows, heads, plan.source.rope, plan.target.rope)  # type: ignore[arg-type]
+        dtype = getattr(torch, move.dtype)
+        out = memoryview(bytearray(rows.numel() * dtype.itemsize))
+        # copy_ casts; a view over the bytes needs no numpy to get at them.
+        target = torch.frombuffer(out, dtype=dtype).view(rows.shape).copy_(rows)
+        if move.dtype != source.dtype:
+            self._count_overflow(move, rows, target)
+        return out
+
+    def _count_overflow(self, move: Move, rows: torch.Tensor, target: torch.Tensor) -> None:
+        if (count := int((target.isinf() & rows.isfinite()).sum())) and move.target:
+            with self._lock:
+                self.overflows[move.target] = self.overflows.get(move.target, 0) + count
+
+    def _count(self, n_read: int, n_written: int) -> None:
+        with self._lock:
+            self.bytes_read += n_read
+            self.bytes_written += n_written
+            done = self.bytes_written
+        if self.progress:
+            self.progress("write", done, self.total)
+
+
+class _machine_failures:
+    """Turns what the machine raises while a target is written into one `FailedError`."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                reason = f"{reason}: the disk is full; free some space or choose another target"
+            raise FailedError(
+                f"{error.filename or self.target}: {reason}; the target is as it was before"
+            ) from error
+
+
+def _fingerprint(plan: Plan) -> dict[Path, tuple[int, int]]:
+    """Size and time of change of each source file, to see that none changes meanwhile."""
+    files = {piece.file for tensor in plan.source.tensors.values() for piece in tensor.pieces}
+    try:
+        return {file: ((s := file.stat()).st_size, s.st_mtime_ns) for file in files}
+    except OSError as error:
+        raise FailedError(f"{error.filename}: {error.strerror}; the source has gone") from error
+
+
+def _receipt(
+    plan: Plan, digests: dict[str, list[str]], verification: verify.Verification | None
+) -> receipt.Receipt:
+    assert plan.params is not None
+    files = {piece.file for tensor in plan.source.tensors.values() for piece in tensor.pieces}
+    return receipt.Receipt(
+        source={
+            "path": str(plan.source.path.resolve()),
+            "format": plan.source.format,
+            "rope": plan.source.rope,
+            "files": {file.name: file.stat().st_size for file in sorted(files)},
+        },
+        target=asdict(plan.target),
+        params=plan.params,
+        tensors=[
+            {
+                "source": move.source,
+                "target": move.target,
+                "operation": move.operation,
+                "dtype": move.dtype,
+                "shape": list(move.shape),
+                "digests": digests[move.target or ""],
+            }
+            for move in plan.written
+        ],
+        dropped=[
+            {"source": move.source, "reason": move.reason} for move in plan.moves if move.target is None
+        ],
+        versions={
+            "llamaconv": __version__,
+            "torch": torch.__version__,
+            "safetensors": safetensors.__version__,
+            "python": platform.python_version(),
+        },
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        verified=verification.to_json() if verification else None,
+    )

@@ -1,0 +1,215 @@
+"""Hugging Face folders: ``*.safetensors`` with an index, one ``model.safetensors``, or one file.
+
+The index decides which file holds a tensor; headers are checked against it, and whatever it
+leaves out is listed as ignored. Only headers and JSON are read, without torch.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from llamaconv import keys
+from llamaconv.formats.files import try_json
+from llamaconv.formats.safetensors_header import read_header
+from llamaconv.params import LlamaParams, from_config
+from llamaconv.pieces import Checkpoint, Ignored, TensorInfo
+from llamaconv.problems import Problem, printable, some, warning
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
+
+
+def open_folder(path: Path) -> Checkpoint:
+    """The checkpoint in a folder, or in one ``.safetensors`` file, from headers only.
+
+    Never raises for bad content: what is wrong is in ``problems``, all of it.
+    """
+    folder = path if path.is_dir() else path.parent
+    opener = _Opener(folder)
+    if path.is_file() and path.name != INDEX:
+        opener.read_all([path])
+    elif (folder / INDEX).is_file():
+        opener.read_indexed()
+    elif (folder / SINGLE).is_file():
+        opener.read_single()
+    else:
+        opener.read_all(sorted(folder.glob("*.safetensors")))
+    if (folder / "adapter_config.json").is_file() or any("lora_" in n for n in opener.tensors):
+        opener.error(f"{folder}: these are adapter weights (LoRA); merge the adapter first")
+    params = opener.read_params()
+    return Checkpoint(
+        path=path,
+        format="huggingface",
+        tensors=opener.tensors,
+        naming="huggingface",
+        rope="half_split",
+        params=params,
+        problems=tuple(opener.problems),
+        ignored=tuple(opener.ignored),
+    )
+
+
+class _Opener:
+    """Gathers tensors, problems and what is ignored while a folder is looked through."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tensors: dict[str, TensorInfo] = {}
+        self.problems: list[Problem] = []
+        self.ignored: list[Ignored] = []
+
+    def error(self, message: str, names: tuple[str, ...] = ()) -> None:
+        self.problems.append(Problem(message, names))
+
+    def read_indexed(self) -> None:
+        """Shards by the index, with a diff of index and headers."""
+        index_path = self.folder / INDEX
+        index = try_json(index_path, self.problems)
+        if index is None:
+            return
+        weight_map = index.get("weight_map")
+        if not isinstance(weight_map, dict) or not all(
+            isinstance(file, str) for file in weight_map.values()
+        ):
+            return self.error(f"{index_path}: no weight_map from tensor names to file names")
+        by_file: dict[str, list[str]] = {}
+        for name, file in weight_map.items():
+            by_file.setdefault(file, []).append(name)
+        found: dict[str, dict[str, TensorInfo]] = {}
+        for file, names in by_file.items():
+            shard = self._shard(index_path, file, names)
+            if shard is not None:
+                found[file] = shard
+        where = {name: file for file, shard in found.items() for name in shard}
+        lost: list[str] = []
+        for name, file in weight_map.items():
+            if file not in found:
+                continue
+            if name in found[file]:
+                self.tensors[name] = found[file][name]
+            else:
+                lost.append(f"{name} (in {where[name]})" if name in where else name)
+        if lost:
+            self.error(
+                f"{index_path}: {len(lost)} tensors are not in the file that the index names: "
+                f"{some(lost)}; index and shards are of different downloads",
+                tuple(lost),
+            )
+        for file, shard in found.items():
+            self.ignored += [
+                Ignored(name, f"in {file}, but not in the index")
+                for name in shard
+                if weight_map.get(name) != file
+            ]
+        for extra in sorted(self.folder.glob("*.safetensors")):
+            if extra.name not in by_file:
+                self.ignored.append(Ignored(extra.name, "the index does not name it"))
+        self._check_total(index_path, index, complete=len(found) == len(by_file))
+
+    def _shard(self, index_path: Path, file: str, names: list[str]) -> dict[str, TensorInfo] | None:
+        if file in ("", ".", "..") or Path(file).name != file or "\\" in file or "\0" in file:
+            return self.error(
+                f"{index_path}: the shard name {printable(file)!r} is not a bare file name; an index "
+                "must not point outside its folder",
+                tuple(names),
+            )
+        path = self.folder / file
+        if not path.is_file():
+            what = (
+                f"is a link to {path.readlink()}, which is not there"
+                if path.is_symlink()
+                else "is not there"
+            )
+            return self.error(
+                f"{path}: {what}; it holds {len(names)} tensors ({some(names, 3)}). "
+                "The download is incomplete",
+                tuple(names),
+            )
+        tensors, problems = read_header(path)
+        self.problems += problems
+        return None if problems else tensors
+
+    def _check_total(self, index_path: Path, index: dict[str, Any], complete: bool) -> None:
+        metadata = index.get("metadata")
+        stated = metadata.get("total_size") if isinstance(metadata, dict) else None
+        actual = sum(tensor.nbytes for tensor in self.tensors.values())
+        if complete and isinstance(stated, int) and stated != actual:
+            self.problems.append(
+                warning(
+                    f"{index_path}: total_size says {stated} bytes, the tensors have {actual}; "
+                    "the headers are believed"
+                )
+            )
+
+    def read_single(self) -> None:
+        """``model.safetensors`` as it is; others beside it must not repeat its names."""
+        self.read_all([self.folder / SINGLE])
+        for extra in sorted(self.folder.glob("*.safetensors")):
+            if extra.name == SINGLE:
+                continue
+            twice = [name for name in read_header(extra)[0] if name in self.tensors]
+            if twice:
+                self._twice(twice, SINGLE, extra.name)
+            else:
+                self.ignored.append(Ignored(extra.name, f"{SINGLE} stands beside it"))
+
+    def read_all(self, paths: list[Path]) -> None:
+        """Every file given, none of which may repeat another's names."""
+        if not paths:
+            return self.error(
+                f"{self.folder}: no *.safetensors file; expected {INDEX} with its shards, or {SINGLE}"
+            )
+        self._check_numbering([path.name for path in paths])
+        for path in paths:
+            if path.is_symlink() and not path.exists():
+                self.error(f"{path}: is a link to {path.readlink()}, which is not there")
+                continue
+            tensors, problems = read_header(path)
+            self.problems += problems
+            twice = [name for name in tensors if name in self.tensors]
+            if twice:
+                self._twice(twice, self.tensors[twice[0]].files[0], path.name)
+            self.tensors.update(tensors)
+
+    def _twice(self, names: list[str], first: str, second: str) -> None:
+        self.error(
+            f"{self.folder}: {len(names)} tensors are in {first} and in {second} ({some(names, 3)}), "
+            "and no index decides. Move one of the files away, or give the right file as source",
+            tuple(names),
+        )
+
+    def _check_numbering(self, names: list[str]) -> None:
+        """Shards that count themselves (``-00002-of-00003``) have to be all there."""
+        series: dict[tuple[str, int], set[int]] = {}
+        for name in names:
+            if match := _NUMBERED.fullmatch(name):
+                series.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+        for (stem, count), numbers in series.items():
+            absent = sorted(set(range(1, count + 1)) - numbers) if count <= 10_000 else []
+            if absent and len(names) > 1:
+                self.error(
+                    f"{self.folder}: shards {some(map(str, absent))} of {count} of {stem} are not "
+                    "there. The download is incomplete"
+                )
+
+    def read_params(self) -> LlamaParams | None:
+        path = self.folder / "config.json"
+        if not path.is_file():
+            self.error(
+                f"{path}: is not there; heads, RoPE base and scaling are in no weight. "
+                "Copy config.json of the model beside the weights"
+            )
+            return None
+        config = try_json(path, self.problems)
+        if config is None:
+            return None
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, tensor in self.tensors.items():
+            if known := keys.identify(name, "huggingface"):
+                shapes.setdefault(known[0].name, tensor.shape)
+        params, problems = from_config(config, shapes, str(path))
+        self.problems += problems
+        return params

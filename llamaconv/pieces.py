@@ -1,0 +1,236 @@
+"""The reader model: a checkpoint is a set of named rectangles of bytes in files.
+
+Every format opens to the same values, and everything after works on these alone. No format
+is known here, and neither is torch: dtypes are torch's names as text.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from llamaconv.params import LlamaParams
+from llamaconv.problems import FailedError, Problem
+from llamaconv.tables import Table, size
+
+DTYPE_BYTES = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "float8_e8m0fnu": 1,
+    "complex64": 8,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint64": 8,
+    "uint32": 4,
+    "uint16": 2,
+    "uint8": 1,
+    "bool": 1,
+}
+# What a Llama's weights may be stored as; the others are quantised or no weights at all.
+WEIGHT_DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One rectangle: row-major bytes from ``offset`` on in ``file``.
+
+    ``start`` is where it sits in the tensor, ``shape`` its extent, both in elements.
+    """
+
+    file: Path
+    offset: int
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, dtype (torch's name), shape, and the pieces that make the tensor up."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+    @property
+    def n_rows(self) -> int:
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def row_bytes(self) -> int:
+        return prod(self.shape[1:]) * DTYPE_BYTES[self.dtype]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(piece.file.name for piece in self.pieces))
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """A file or tensor that is left out on purpose, and why."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder holds, read from headers only.
+
+    ``naming`` is the column of `keys` that its names come from, None where no one fits;
+    ``rope`` the layout of its q and k rows. ``config`` is the configuration file as read.
+    """
+
+    path: Path
+    format: Literal["huggingface", "meta", "dcp"]
+    tensors: dict[str, TensorInfo]
+    naming: str | None
+    rope: Literal["interleaved", "half_split"] | None
+    params: LlamaParams | None
+    problems: tuple[Problem, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
+    receipt: dict[str, Any] | None = field(default=None, repr=False)
+
+    @property
+    def generation(self) -> str | None:
+        return self.naming if self.format == "dcp" else None
+
+    @cached_property
+    def total_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of elements of all tensors."""
+        return sum(prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def errors(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.level == "error"]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            "generation": self.generation,
+            "rope": self.rope,
+            "params": self.params.to_json() if self.params else None,
+            "tensors": [
+                {"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "files": list(t.files)}
+                for t in self.tensors.values()
+            ],
+            "total_bytes": self.total_bytes,
+            "problems": [p.message for p in self.errors],
+            "warnings": [p.message for p in self.problems if p.level == "warning"],
+            "ignored": [str(ignored) for ignored in self.ignored],
+        }
+
+    def table(self) -> Table:
+        rows = [
+            (t.name, t.dtype, " × ".join(map(str, t.shape)), size(t.nbytes), ", ".join(t.files))
+            for t in self.tensors.values()
+        ]
+        columns = ("tensor", "dtype", "shape", "size", "file")
+        return Table(columns, rows, caption=self.summary(), right=("shape", "size"))
+
+    def summary(self) -> str:
+        kind = self.format if self.generation is None else f"{self.format} ({self.generation})"
+        files = {file for tensor in self.tensors.values() for file in tensor.files}
+        return (
+            f"{self.path.name}: {kind}, {self.rope or 'no'} RoPE layout, {len(self.tensors)} tensors "
+            f"in {len(files)} files, {self.parameters:,} elements, {size(self.total_bytes)}"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.summary()}>"
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+class PieceReader:
+    """Reads runs of rows of any tensor; plain reads, so every filesystem will do.
+
+    Keeps each file open until closed. Safe to share between threads: reads carry their own
+    position. Use as a context manager.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[Path, int] = {}
+
+    def __enter__(self) -> PieceReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files.clear()
+
+    def read_rows(self, tensor: TensorInfo, first: int, last: int, out: memoryview) -> None:
+        """Fill ``out`` (bytes) with rows ``first`` to ``last``, the last one excluded.
+
+        Raises `FailedError` where a file gives fewer bytes than its header promised.
+        """
+        item = DTYPE_BYTES[tensor.dtype]
+        for piece in tensor.pieces:
+            top = piece.start[0] if piece.start else 0
+            begin, end = max(first, top), min(last, top + (piece.shape[0] if piece.shape else 1))
+            if begin >= end:
+                continue
+            run = prod(piece.shape[1:]) * item
+            at = piece.offset + (begin - top) * run
+            if run == tensor.row_bytes:
+                whole = out[(begin - first) * run : (end - first) * run]
+                self._read(tensor, piece.file, at, whole)
+                continue
+            # The piece is narrower than the tensor: each of its rows goes to its own place.
+            narrow = memoryview(bytearray((end - begin) * run))
+            self._read(tensor, piece.file, at, narrow)
+            column = piece.start[1] * prod(tensor.shape[2:]) * item
+            for row in range(end - begin):
+                place = (begin - first + row) * tensor.row_bytes + column
+                out[place : place + run] = narrow[row * run : (row + 1) * run]
+
+    def _read(self, tensor: TensorInfo, file: Path, offset: int, out: memoryview) -> None:
+        done = 0
+        while done < len(out):
+            try:
+                got = os.preadv(self._descriptor(file), [out[done:]], offset + done)
+            except OSError as error:
+                raise FailedError(f"{file}: reading {tensor.name} failed: {error.strerror}") from error
+            if got == 0:
+                raise FailedError(
+                    f"{file}: {tensor.name} ends {len(out) - done} bytes early; the file has "
+                    "changed since its header was read. Start again when nothing writes to it"
+                )
+            done += got
+
+    def _descriptor(self, file: Path) -> int:
+        descriptor = self._files.get(file)
+        if descriptor is None:
+            # Two threads may both open the file; setdefault keeps one, the other is closed.
+            mine = os.open(file, os.O_RDONLY)
+            descriptor = self._files.setdefault(file, mine)
+            if descriptor != mine:
+                os.close(mine)
+        return descriptor

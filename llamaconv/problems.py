@@ -1,0 +1,59 @@
+"""What is said when something is wrong: values for problems, and two exceptions.
+
+A problem is one line that names the file or tensor, what was expected and what was found,
+the likely cause and the way out. A plan collects all of them before anything is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong; ``names`` lists every tensor or file concerned."""
+
+    message: str
+    names: tuple[str, ...] = ()
+    level: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        return f"{self.level}: {printable(self.message)}"
+
+
+def warning(message: str, names: Iterable[str] = ()) -> Problem:
+    return Problem(message, tuple(names), "warning")
+
+
+class LlamaconvError(Exception):
+    """Base of both; ``problems`` holds what `str` shows a line each."""
+
+    def __init__(self, problems: Problem | str | Iterable[Problem]) -> None:
+        if isinstance(problems, str):
+            problems = Problem(problems)
+        if isinstance(problems, Problem):
+            problems = (problems,)
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class RefusedError(LlamaconvError):
+    """The request or the input is refused; nothing was written. Exit status 2."""
+
+
+class FailedError(LlamaconvError):
+    """The work was begun and the machine or a check failed; the target is as it was. Status 1."""
+
+
+def printable(text: str) -> str:
+    """``text`` with what a terminal would act on (escapes, newlines) written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def some(names: Iterable[str], most: int = 6) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

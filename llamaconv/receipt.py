@@ -1,0 +1,99 @@
+"""The receipt, ``llamaconv.json`` in the target: where the weights came from and what was done.
+
+It carries what no weight does (RoPE's base and scaling, the layout of the rows) and a digest
+of every piece, so that a folder can be understood and checked months later.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llamaconv.formats.files import read_json
+from llamaconv.params import LlamaParams
+from llamaconv.problems import RefusedError
+from llamaconv.tables import Table
+
+NAME = "llamaconv.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a conversion did.
+
+    ``source`` has ``path``, ``format``, ``rope`` and ``files`` (name to bytes); ``target`` the
+    target's options; ``tensors`` one entry a tensor written: ``source``, ``target``,
+    ``operation``, ``dtype``, ``shape`` and ``digests``, the xxh3-128 of each row chunk's bytes.
+    ``verified`` holds the checks, None where they were not run.
+    """
+
+    source: dict[str, Any]
+    target: dict[str, Any]
+    params: LlamaParams
+    tensors: list[dict[str, Any]]
+    dropped: list[dict[str, Any]]
+    versions: dict[str, str]
+    created: str
+    verified: dict[str, Any] | None = field(default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "llamaconv_receipt": _VERSION,
+            "created": self.created,
+            "source": self.source,
+            "target": self.target,
+            "params": self.params.to_json(),
+            "versions": self.versions,
+            "verified": self.verified,
+            "dropped": self.dropped,
+            "tensors": self.tensors,
+        }
+
+    def table(self) -> Table:
+        """The receipt without its long lists."""
+        verdict = "not run" if self.verified is None else "passed" if self.verified["ok"] else "FAILED"
+        digest = self.tensors[0]["digests"][0] if self.tensors else ""
+        rows = [
+            ("source", f"{Path(self.source['path']).name} ({self.source['format']})"),
+            ("rows of q and k", f"{self.source['rope']} → {self.target['rope']}"),
+            ("target", f"{self.target['to']} {self.target['generation']}"),
+            ("model", str(self.params)),
+            ("tensors", f"{len(self.tensors)} written, {len(self.dropped)} dropped"),
+            ("first digest (xxh3-128)", digest),
+            ("checks", verdict),
+        ]
+        return Table(("receipt", NAME), rows)
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def write(folder: Path, receipt: Receipt) -> None:
+    text = json.dumps(receipt.to_json(), indent=1, ensure_ascii=True)
+    (folder / NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> Receipt | None:
+    """The receipt in ``folder``, None where there is none. Raises `RefusedError` if damaged."""
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    entries = read_json(path)
+    try:
+        if entries["llamaconv_receipt"] != _VERSION:
+            raise ValueError(f"version {entries['llamaconv_receipt']!r}, {_VERSION} expected")
+        names = ("source", "target", "tensors", "dropped", "versions", "created", "verified")
+        if entries["target"]["rope"] not in ("interleaved", "half_split"):
+            raise ValueError(f"rope {entries['target']['rope']!r}")
+        return Receipt(
+            params=LlamaParams.from_json(entries["params"]),
+            **{name: entries[name] for name in names},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RefusedError(
+            f"{path}: not a receipt that this llamaconv reads ({type(error).__name__}: {error}); "
+            "move it away to have the folder read without it"
+        ) from error

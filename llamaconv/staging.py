@@ -1,0 +1,147 @@
+"""A target folder that is complete or not there: built beside its place, renamed last.
+
+The sibling is called ``NAME.llamaconv-partial``. It is locked while a process fills it, so
+that two conversions to one target cannot mix; one that a killed run left is cleared.
+
+Limit: POSIX. Where the kernel cannot exchange two names at once (other than Linux), an
+overwritten target is away for the moment between two renames.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llamaconv.problems import RefusedError, some
+
+SUFFIX = ".llamaconv-partial"
+_RECEIPT, _METADATA = "llamaconv.json", ".metadata"
+
+
+def check_target(target: Path, source: Path, needed_bytes: int, overwrite: bool) -> None:
+    """Raises `RefusedError` where ``target`` must not or cannot be written."""
+    here, there = target.resolve(), source.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise RefusedError(f"{target}: source and target must not lie in each other")
+    _check_existing(target, overwrite)
+    parent = _existing_parent(target)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise RefusedError(f"{parent}: no permission to write here; choose another target")
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise RefusedError(
+            f"{parent}: {needed_bytes:,} bytes are to be written, {free:,} are free; "
+            "free some space or choose another target"
+        )
+
+
+def _check_existing(target: Path, overwrite: bool) -> None:
+    if not target.exists() and not target.is_symlink():
+        return
+    if target.is_symlink() or not target.is_dir():
+        raise RefusedError(f"{target}: is not a folder; choose another target")
+    names = os.listdir(target)
+    if not names:
+        return
+    if not overwrite:
+        raise RefusedError(f"{target}: exists already; choose another target, or pass --overwrite")
+    # Overwriting deletes the folder, so it has to be a checkpoint and nothing but one.
+    strangers = [
+        name
+        for name in sorted(names)
+        if name not in (_RECEIPT, _METADATA) and not name.endswith(".distcp")
+    ]
+    if strangers or _METADATA not in names:
+        raise RefusedError(
+            f"{target}: is not only a checkpoint, so --overwrite will not replace it "
+            f"(found {some(strangers or names)}); choose another target"
+        )
+
+
+def _existing_parent(target: Path) -> Path:
+    return next(parent for parent in target.absolute().parents if parent.is_dir())
+
+
+@contextmanager
+def staged(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder to fill; it takes the name ``target`` when the block ends, and not before.
+
+    When the block raises, it is removed and whatever stood at ``target`` stands as it was.
+    Raises `RefusedError` where another process fills the same target.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + SUFFIX)
+    partial.mkdir(exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RefusedError(
+                f"{target}: another conversion is writing to it at this moment ({partial.name})"
+            ) from None
+        # Another process may have finished between the look at the target and the lock.
+        _check_existing(target, overwrite)
+        if not partial.exists() or not os.path.samestat(os.fstat(lock), os.stat(partial)):
+            raise RefusedError(f"{target}: another conversion to it ended at this moment; look again")
+        try:
+            _clear(partial)
+            yield partial
+            os.fsync(lock)
+            _put_in_place(partial, target)
+            _sync_folder(target.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    finally:
+        os.close(lock)
+
+
+def _clear(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    if not target.exists() or not os.listdir(target):
+        os.rename(partial, target)
+        return
+    if not _exchange(partial, target):
+        old = target.with_name(target.name + ".llamaconv-old")
+        os.rename(target, old)
+        os.rename(partial, target)
+        shutil.rmtree(old)
+        return
+    shutil.rmtree(partial)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names at once with Linux's renameat2, False where there is no such call."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    current, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if call(current, os.fsencode(one), current, os.fsencode(other), exchange) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,76 @@
+"""Tables that read well in a terminal and in a notebook, from the same rows.
+
+Everything shown is escaped: names come from files that strangers made. Colours are the
+theme's own. The limit: cells are short texts; nothing wraps.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llamaconv.problems import printable
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns; ``right`` names the columns that align to the right."""
+
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[object]]
+    caption: str = ""
+    right: tuple[str, ...] = ()
+    most: int = 60
+
+    def _shown(self) -> tuple[list[list[str]], int]:
+        rows = [[printable(str(cell)) for cell in row] for row in self.rows[: self.most]]
+        return rows, len(self.rows) - len(rows)
+
+    def __str__(self) -> str:
+        rows, left = self._shown()
+        widths = [max(map(len, column)) for column in zip(self.columns, *rows, strict=True)]
+
+        def line(cells: Sequence[str]) -> str:
+            padded = (
+                cell.rjust(width) if column in self.right else cell.ljust(width)
+                for cell, width, column in zip(cells, widths, self.columns, strict=True)
+            )
+            return "  ".join(padded).rstrip()
+
+        lines = [printable(self.caption)] if self.caption else []
+        lines += [line(self.columns), line(["-" * width for width in widths])]
+        lines += map(line, rows)
+        return "\n".join([*lines, f"… and {left} more rows"] if left else lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows, left = self._shown()
+
+        def cells(tag: str, texts: Sequence[str]) -> str:
+            parts = (
+                f'<{tag} style="text-align:{"right" if column in self.right else "left"}">'
+                f"{html.escape(text)}</{tag}>"
+                for text, column in zip(texts, self.columns, strict=True)
+            )
+            return f"<tr>{''.join(parts)}</tr>"
+
+        caption = f"<caption>{html.escape(printable(self.caption))}</caption>" if self.caption else ""
+        body = "\n".join(cells("td", row) for row in rows)
+        if left:
+            body += f'\n<tr><td colspan="{len(self.columns)}">… and {left} more rows</td></tr>'
+        head = cells("th", self.columns)
+        return f"<table>{caption}\n<thead>{head}</thead>\n<tbody>{body}</tbody></table>"
+
+
+def size(n_bytes: int) -> str:
+    """Bytes as a person reads them, in powers of ten: ``1.64 MB``."""
+    if n_bytes < 1000:
+        return f"{n_bytes} B"
+    scaled = float(n_bytes)
+    for unit in ("kB", "MB", "GB", "TB"):
+        scaled /= 1000
+        if scaled < 999.5 or unit == "TB":
+            break
+    return f"{scaled:.3g} {unit}"

@@ -1,0 +1,106 @@
+"""What TorchTitan makes of a checkpoint: `python titan_side.py logits JOB.json`, or `train JOB.json`.
+
+Runs inside an environment that has a TorchTitan release and neither llamaconv nor transformers, so that
+nothing of ours can help it. The idea: TorchTitan's own code loads, and its own trainer steps. The limit:
+one process, a CPU and fp32; what TorchTitan asks of a GPU is answered by the stubs of `pretend_gpu`.
+
+A job is a JSON object. `logits`: `tokens` (rows of ids), `out`, and `runs`, each with `name`, `params`
+and `dcp`; `out` gets `{name: {"logits": tensor} or {"error": text}}`. `train`: `params`, `flags`
+and `out`, which gets `input`, `labels`, `loss` and, from 0.3.0, `positions`, one entry a step.
+"""
+
+import json
+import os
+import socket
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+
+def logits(job: dict[str, Any]) -> None:
+    """Loads each DCP as TorchTitan's CheckpointManager loads a model-only one, and runs the tokens."""
+    tokens = torch.tensor(job["tokens"])
+    torch.save({run["name"]: _logits(run, tokens) for run in job["runs"]}, job["out"])
+
+
+def _logits(run: dict[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
+    from titan_models import build
+    from torchtitan.components.checkpoint import ModelWrapper
+
+    model = build(run["params"])
+    wrapper = ModelWrapper(model)
+    states = wrapper.state_dict()
+    try:
+        dcp.load(states, checkpoint_id=run["dcp"])
+    except BaseException as error:  # DCP's own CheckpointException is not an Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        return {"error": f"{type(error).__name__}: {error}"}
+    wrapper.load_state_dict(states)
+    with torch.no_grad():
+        return {"logits": model(tokens)}
+
+
+def train(job: dict[str, Any]) -> None:
+    """Runs TorchTitan's `main` with real flags, noting each batch and its loss before it is rounded."""
+    pretend_gpu()
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    # 0.2.x reads the command line while its configuration is imported, so it is set before that.
+    from titan_models import FLAVOUR_FLAGS, OLDER, register
+
+    sys.argv = ["train.py", *FLAVOUR_FLAGS, *job["flags"]]
+    register(job["params"])
+    if OLDER:
+        from torchtitan.train import Trainer, main
+    else:
+        from torchtitan.train import main
+        from torchtitan.trainer import Trainer
+
+    steps: list[dict[str, Any]] = []
+    step = Trainer.forward_backward_step
+
+    def noting(self: Any, *, input_dict: Any, labels: Any, global_valid_tokens: Any) -> Any:
+        batch = {name: value.clone() for name, value in input_dict.items()} | {"labels": labels}
+        loss = step(
+            self, input_dict=input_dict, labels=labels, global_valid_tokens=global_valid_tokens
+        )
+        steps.append(batch | {"loss": loss.item()})
+        return loss
+
+    Trainer.forward_backward_step = noting
+    main(Trainer) if OLDER else main()
+    torch.save(steps, job["out"])
+
+
+def pretend_gpu() -> None:
+    """Answers on a CPU what TorchTitan asks of its accelerator; no number of a loss depends on it."""
+    torch._utils._get_available_device_type = lambda: "cpu"
+    memory = SimpleNamespace(total_memory=1 << 34)
+    answers = {
+        "get_device_name": "cpu",
+        "get_device_properties": memory,
+        "reset_peak_memory_stats": None,
+        "empty_cache": None,
+        "memory_stats": {},
+        "current_device": 0,
+    }
+    for name, answer in answers.items():
+        setattr(torch.cpu, name, lambda *_, answer=answer: answer)
+
+    barrier = dist.barrier
+    dist.barrier = lambda *args, device_ids=None, **kwargs: barrier(*args, **kwargs)
+    if not hasattr(dist, "set_timeout"):  # 0.3.0 calls what came with torch 2.14
+        dist.set_timeout = dist.distributed_c10d._set_pg_timeout
+
+
+if __name__ == "__main__":
+    mode, path = sys.argv[1:]
+    with open(path) as file:
+        {"logits": logits, "train": train}[mode](json.load(file))
