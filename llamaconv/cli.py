@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="DST is a TorchTitan dump folder: write DST/checkpoint/step-0",
     )
-    convert.add_argument("--workers", type=int, help="threads that write (default: one a processor)")
+    convert.add_argument(
+        "--workers", type=int, help="threads that write (default: one a processor)"
+    )
     convert.add_argument("--overwrite", action="store_true", help="replace a checkpoint at DST")
     convert.add_argument("--no-verify", action="store_true", help="leave the checks out")
     convert.add_argument("--quiet", action="store_true", help="no progress, no summary")
@@ -176,7 +178,9 @@ def _convert(options: argparse.Namespace) -> None:
         print(done.table())
         if done.verification:
             print(f"\n{done.verification.table()}")
-        print(f"\n{printable(str(done.target))}: converted in {done.seconds:.1f} s. Next:\n{done.advice}")
+        print(
+            f"\n{printable(str(done.target))}: converted in {done.seconds:.1f} s. Next:\n{done.advice}"
+        )
 
 
 def _verify(options: argparse.Namespace) -> None:

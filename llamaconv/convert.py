@@ -140,7 +140,11 @@ def convert_checkpoint(
         verification=verification,
         receipt=record,
         advice=titan.advice(
-            plan.params, plan.target.generation, plan.target.rope, None if as_step_0 else target, dump
+            plan.params,
+            plan.target.generation,
+            plan.target.rope,
+            None if as_step_0 else target,
+            dump,
         ),
     )
 
@@ -149,8 +153,10 @@ class _Engine:
     """Turns moves into blocks of target bytes, and counts what passes."""
 
     def __init__(self, plan: Plan, progress: Progress | None) -> None:
+        assert plan.source.rope is not None
         self.plan = plan
-        self.moves = {move.target: move for move in plan.written}
+        self.layout = plan.source.rope
+        self.moves = {move.writes: move for move in plan.written}
         self.progress = progress
         self.total = plan.bytes_to_write
         self.bytes_read = self.bytes_written = 0
@@ -160,7 +166,7 @@ class _Engine:
 
     def write(self, folder: Path, workers: int) -> dict[str, list[str]]:
         """Writes the target's tensors to ``folder``; digests by tensor."""
-        tensors = [TensorInfo(move.target or "", move.dtype, move.shape) for move in self.plan.written]
+        tensors = [TensorInfo(move.writes, move.dtype, move.shape) for move in self.plan.written]
         with self._reader:
             digests = dcp.write(folder, tensors, self.plan.target.shards, self.blocks, workers)
         if self.overflows:
@@ -191,7 +197,9 @@ class _Engine:
             self._reader.read_rows(source, begin, end, block)
             out = self._transform(move, source, block)
             row_bytes = len(out) // (end - begin)
-            out = out[(max(first, begin) - begin) * row_bytes : (min(last, end) - begin) * row_bytes]
+            out = out[
+                (max(first, begin) - begin) * row_bytes : (min(last, end) - begin) * row_bytes
+            ]
             self._count(len(block), len(out))
             yield out
 
@@ -203,8 +211,7 @@ class _Engine:
         rows = rows.view(-1, *source.shape[1:])
         if move.heads:
             heads = rows.shape[0] * move.heads // move.shape[0]
-            plan = self.plan
-            rows = rope.relayout(rows, heads, plan.source.rope, plan.target.rope)  # type: ignore[arg-type]
+            rows = rope.relayout(rows, heads, self.layout, self.plan.target.rope)
         dtype = getattr(torch, move.dtype)
         out = memoryview(bytearray(rows.numel() * dtype.itemsize))
         # copy_ casts; a view over the bytes needs no numpy to get at them.
@@ -214,9 +221,9 @@ class _Engine:
         return out
 
     def _count_overflow(self, move: Move, rows: torch.Tensor, target: torch.Tensor) -> None:
-        if (count := int((target.isinf() & rows.isfinite()).sum())) and move.target:
+        if count := int((target.isinf() & rows.isfinite()).sum()):
             with self._lock:
-                self.overflows[move.target] = self.overflows.get(move.target, 0) + count
+                self.overflows[move.writes] = self.overflows.get(move.writes, 0) + count
 
     def _count(self, n_read: int, n_written: int) -> None:
         with self._lock:
@@ -276,12 +283,14 @@ def _receipt(
                 "operation": move.operation,
                 "dtype": move.dtype,
                 "shape": list(move.shape),
-                "digests": digests[move.target or ""],
+                "digests": digests[move.writes],
             }
             for move in plan.written
         ],
         dropped=[
-            {"source": move.source, "reason": move.reason} for move in plan.moves if move.target is None
+            {"source": move.source, "reason": move.reason}
+            for move in plan.moves
+            if move.target is None
         ],
         versions={
             "llamaconv": __version__,

@@ -14,8 +14,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 from llamaconv.params import LlamaParams
+
+# How the rows of a head of q or k are paired by RoPE, see `rope`.
+Layout = Literal["interleaved", "half_split"]
 
 NAMINGS = ("huggingface", "meta", "titan-0.2", "titan-0.3", "titan-2024")
 
@@ -92,7 +96,9 @@ ROLES: dict[str, Role] = {
 }
 
 # Tables of angles that some checkpoints store; every model computes them anew.
-_COMPUTED = re.compile(r"(?:.*\.)?(?:rotary_emb\.(?:inv_freq|original_inv_freq|(?:cos|sin)_cached)|rope\.freqs|freqs_cis)")
+_COMPUTED = re.compile(
+    r"(?:.*\.)?(?:rotary_emb\.(?:inv_freq|original_inv_freq|(?:cos|sin)_cached)|rope\.freqs|freqs_cis)"
+)
 
 
 def every(params: LlamaParams) -> Iterator[tuple[Role, int | None]]:

@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from llamaconv import rope
+from llamaconv.keys import Layout
 from llamaconv.params import LlamaParams
 
 Weights = Mapping[tuple[str, int | None], Tensor]
@@ -26,7 +27,7 @@ def forward(
     weights: Weights,
     params: LlamaParams,
     tokens_BP: Tensor,
-    layout: rope.Layout,
+    layout: Layout,
     attention: list[Tensor] | None = None,
 ) -> Tensor:
     """Logits of shape ``(batch, positions, vocab_size)``, float32.

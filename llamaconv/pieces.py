@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from llamaconv.keys import Layout
 from llamaconv.params import LlamaParams
 from llamaconv.problems import FailedError, Problem
 from llamaconv.tables import Table, size
@@ -103,7 +104,7 @@ class Checkpoint:
     format: Literal["huggingface", "meta", "dcp"]
     tensors: dict[str, TensorInfo]
     naming: str | None
-    rope: Literal["interleaved", "half_split"] | None
+    rope: Layout | None
     params: LlamaParams | None
     problems: tuple[Problem, ...] = ()
     ignored: tuple[Ignored, ...] = ()
@@ -180,7 +181,10 @@ class PieceReader:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for descriptor in self._files.values():
             os.close(descriptor)
@@ -217,7 +221,9 @@ class PieceReader:
             try:
                 got = os.preadv(self._descriptor(file), [out[done:]], offset + done)
             except OSError as error:
-                raise FailedError(f"{file}: reading {tensor.name} failed: {error.strerror}") from error
+                raise FailedError(
+                    f"{file}: reading {tensor.name} failed: {error.strerror}"
+                ) from error
             if got == 0:
                 raise FailedError(
                     f"{file}: {tensor.name} ends {len(out) - done} bytes early; the file has "

@@ -47,7 +47,7 @@ class Target:
 
     to: str = "dcp"
     generation: str = "titan-0.3"
-    rope: str = "interleaved"
+    rope: keys.Layout = "interleaved"
     dtype: str = "keep"
     shards: int = 1
     tie: str = "auto"
@@ -59,7 +59,9 @@ class Target:
             if (value := getattr(self, option)) not in CHOICES[option]
         ]
         if type(self.shards) is not int or not 1 <= self.shards <= 65536:
-            problems.append(Problem(f"shards is {self.shards!r}; a number from 1 to 65536 was expected"))
+            problems.append(
+                Problem(f"shards is {self.shards!r}; a number from 1 to 65536 was expected")
+            )
         if problems:
             raise RefusedError(problems)
 
@@ -79,6 +81,12 @@ class Move:
     shape: tuple[int, ...]
     reason: str
     heads: int | None = None
+
+    @property
+    def writes(self) -> str:
+        """The target's name, of a move that has one (those of `Plan.written`)."""
+        assert self.target is not None
+        return self.target
 
     @property
     def nbytes(self) -> int:
@@ -370,7 +378,12 @@ class _Planner:
         return {}
 
     def _move(
-        self, role: keys.Role, tensor: TensorInfo, target: str, heads: int | None, ties: dict[str, str]
+        self,
+        role: keys.Role,
+        tensor: TensorInfo,
+        target: str,
+        heads: int | None,
+        ties: dict[str, str],
     ) -> None:
         dtype = tensor.dtype if self.target.dtype == "keep" else self.target.dtype
         cast = f"{tensor.dtype} to {dtype}" if dtype != tensor.dtype else ""
@@ -387,7 +400,15 @@ class _Planner:
         else:
             operation, reason = "copy", "same bytes"
         self.moves.append(
-            Move(tensor.name, target, operation, dtype, tensor.shape, reason, heads if reorder else None)
+            Move(
+                tensor.name,
+                target,
+                operation,
+                dtype,
+                tensor.shape,
+                reason,
+                heads if reorder else None,
+            )
         )
 
     def _leave_out(self, role: keys.Role, layer: int | None, tensor: TensorInfo) -> None:
@@ -422,7 +443,11 @@ class _Planner:
                 names,
             )
         for dtype, names in dtypes.items():
-            kind = "a quantised scheme" if dtype.startswith(("float8", "int", "uint")) else "no weights"
+            kind = (
+                "a quantised scheme"
+                if dtype.startswith(("float8", "int", "uint"))
+                else "no weights"
+            )
             self.error(
                 f"{len(names)} tensors are stored as {dtype}, {kind}: {some(names, 3)}. "
                 f"Weights are one of {', '.join(WEIGHT_DTYPES)}; use the unquantised ones",

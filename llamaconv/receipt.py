@@ -54,7 +54,9 @@ class Receipt:
 
     def table(self) -> Table:
         """The receipt without its long lists."""
-        verdict = "not run" if self.verified is None else "passed" if self.verified["ok"] else "FAILED"
+        verdict = (
+            "not run" if self.verified is None else "passed" if self.verified["ok"] else "FAILED"
+        )
         digest = self.tensors[0]["digests"][0] if self.tensors else ""
         rows = [
             ("source", f"{Path(self.source['path']).name} ({self.source['format']})"),

@@ -20,15 +20,15 @@ C columns.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from llamaconv.keys import Layout
+
 if TYPE_CHECKING:
     from llamaconv.params import RopeScaling
-
-Layout = Literal["interleaved", "half_split"]
 
 
 def half_split_to_interleaved(rows: Tensor, n_heads: int) -> Tensor:

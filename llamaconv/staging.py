@@ -89,7 +89,9 @@ def staged(target: Path, overwrite: bool) -> Iterator[Path]:
         # Another process may have finished between the look at the target and the lock.
         _check_existing(target, overwrite)
         if not partial.exists() or not os.path.samestat(os.fstat(lock), os.stat(partial)):
-            raise RefusedError(f"{target}: another conversion to it ended at this moment; look again")
+            raise RefusedError(
+                f"{target}: another conversion to it ended at this moment; look again"
+            )
         try:
             _clear(partial)
             yield partial

@@ -56,7 +56,9 @@ class Table:
             )
             return f"<tr>{''.join(parts)}</tr>"
 
-        caption = f"<caption>{html.escape(printable(self.caption))}</caption>" if self.caption else ""
+        caption = (
+            f"<caption>{html.escape(printable(self.caption))}</caption>" if self.caption else ""
+        )
         body = "\n".join(cells("td", row) for row in rows)
         if left:
             body += f'\n<tr><td colspan="{len(self.columns)}">… and {left} more rows</td></tr>'

@@ -36,7 +36,15 @@ class Flavour:
         """Whether shapes, base and eps are those of ``params``; scaling is another matter."""
         same = (
             getattr(params, name) == getattr(self, name)
-            for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "vocab_size", "tied")
+            for name in (
+                "dim",
+                "n_layers",
+                "n_heads",
+                "n_kv_heads",
+                "ffn_dim",
+                "vocab_size",
+                "tied",
+            )
         )
         return (
             all(same)

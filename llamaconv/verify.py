@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dist_checkpoint
 from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from llamaconv import keys, model, receipt, rope
 from llamaconv.formats import dcp
@@ -97,7 +97,9 @@ class Verification:
 
     def problems(self) -> list[Problem]:
         return [
-            Problem(f"check {check.name} failed: {check.detail}") for check in self.checks if not check.ok
+            Problem(f"check {check.name} failed: {check.detail}")
+            for check in self.checks
+            if not check.ok
         ]
 
     def table(self) -> Table:
@@ -169,7 +171,7 @@ _UNREADABLE = (CheckpointException, LlamaconvError, OSError, RuntimeError, Value
 
 def _check_structure(plan: Plan, folder: Path) -> Check:
     """Names, shapes and stored dtypes of the target, against the plan's."""
-    wanted = {move.target: (move.dtype, move.shape) for move in plan.written}
+    wanted = {move.writes: (move.dtype, move.shape) for move in plan.written}
     try:
         found = {tensor.name: tensor for tensor in dcp.open_folder(folder).tensors.values()}
     except RefusedError as error:
@@ -178,10 +180,13 @@ def _check_structure(plan: Plan, folder: Path) -> Check:
     wrong = [name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name)]
     other = "titan-0.2" if plan.target.generation == "titan-0.3" else "titan-0.3"
     renamed = make_plan(plan.source, replace(plan.target, generation=other))
-    yardstick = sum(move.target not in found for move in renamed.written)
+    yardstick = sum(move.writes not in found for move in renamed.written)
     detail = f"{len(found)} tensors with the plan's names, shapes and dtypes"
     if wrong:
-        shown = (f"{name}: {wanted.get(name)} expected, {stored.get(name)} found" for name in sorted(wrong))
+        shown = (
+            f"{name}: {wanted.get(name)} expected, {stored.get(name)} found"
+            for name in sorted(wrong)
+        )
         detail = f"{len(wrong)} tensors differ: {some(shown, 3)}"
     return Check("structure", not wrong, float(len(wrong)), float(yardstick), detail)
 
@@ -190,9 +195,10 @@ class _Comparison:
     """One pass over both sides: bits of every tensor, scores of every layer."""
 
     def __init__(self, plan: Plan, target: Checkpoint) -> None:
-        assert plan.params is not None and plan.source.rope is not None
+        assert plan.params and plan.source.rope
         self.plan = plan
         self.params: LlamaParams = plan.params
+        self.layout: keys.Layout = plan.source.rope
         self.target = target
         self.wrong_layout = _other(plan.source.rope)
         self.n_elements = self.n_different = self.n_if_wrong = 0
@@ -209,7 +215,7 @@ class _Comparison:
             loaded = _load(self.target.path, batch)
             with PieceReader() as reader:
                 for move in batch:
-                    info = self.target.tensors[move.target or ""]
+                    info = self.target.tensors[move.writes]
                     for n_rows in self._compare(move, info, loaded.get(info.name), reader):
                         done += n_rows * info.row_bytes
                         progress(done, total)
@@ -246,21 +252,26 @@ class _Comparison:
     def _keep(self, role: str, products: list[tuple[Tensor, Tensor]]) -> None:
         """q or k of one layer at the positions, both sides; scores once both are there."""
         source_PHD, target_PHD = (
-            torch.cat(side, dim=1).unflatten(1, (-1, self.params.head_dim)) for side in zip(*products, strict=True)
+            torch.cat(side, dim=1).unflatten(1, (-1, self.params.head_dim))
+            for side in zip(*products, strict=True)
         )
         self._projected[role] = source_PHD, target_PHD
         if len(self._projected) < 2:
             return
         (q_s, q_t), (k_s, k_t) = self._projected.pop("wq"), self._projected.pop("wk")
         params, plan = self.params, self.plan
-        inverse_F = rope.inverse_frequencies(params.head_dim, params.rope_theta, params.rope_scaling)
+        inverse_F = rope.inverse_frequencies(
+            params.head_dim, params.rope_theta, params.rope_scaling
+        )
         angles_PF = rope.angles(torch.tensor(_POSITIONS), inverse_F)
-        right = rope.scores(q_s, k_s, angles_PF, plan.source.rope)  # type: ignore[arg-type]
-        found = rope.scores(q_t, k_t, angles_PF, plan.target.rope)  # type: ignore[arg-type]
+        right = rope.scores(q_s, k_s, angles_PF, self.layout)
+        found = rope.scores(q_t, k_t, angles_PF, plan.target.rope)
         wrong = rope.scores(q_s, k_s, angles_PF, self.wrong_layout)
         apart = ~torch.eye(len(_POSITIONS), dtype=torch.bool)
         scale = right[:, apart].abs().max().clamp_min(1e-30)
-        error, yardstick = (((side - right)[:, apart].abs().max() / scale).item() for side in (found, wrong))
+        error, yardstick = (
+            ((side - right)[:, apart].abs().max() / scale).item() for side in (found, wrong)
+        )
         self.layers.append((error, yardstick))
 
     def bits_check(self) -> Check:
@@ -270,7 +281,9 @@ class _Comparison:
                 f"{self.n_different:,} of {self.n_elements:,} elements differ, in "
                 f"{len(self.different)} tensors: {some(self.different, 4)}"
             )
-        return Check("bits", not self.n_different, float(self.n_different), float(self.n_if_wrong), detail)
+        return Check(
+            "bits", not self.n_different, float(self.n_different), float(self.n_if_wrong), detail
+        )
 
     def scores_check(self) -> Check:
         value = max((error for error, _ in self.layers), default=float("inf"))
@@ -285,7 +298,7 @@ class _Comparison:
         return Check("rotated scores", ok, value, yardstick, detail)
 
 
-def _other(layout: rope.Layout) -> rope.Layout:
+def _other(layout: keys.Layout) -> keys.Layout:
     return "half_split" if layout == "interleaved" else "interleaved"
 
 
@@ -320,14 +333,14 @@ def _batches(moves: Iterable[Move]) -> Iterator[list[Move]]:
 def _load(folder: Path, moves: Iterable[Move], most: int = _WHOLE_BYTES) -> dict[str, Tensor]:
     """The tensors of ``moves`` of up to ``most`` bytes, whole, through `dcp.load`."""
     state = {
-        move.target: torch.empty(move.shape, dtype=getattr(torch, move.dtype))
+        move.writes: torch.empty(move.shape, dtype=getattr(torch, move.dtype))
         for move in moves
-        if move.target and move.nbytes <= most
+        if move.nbytes <= most
     }
     if state:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.distributed is disabled")
-            dist_checkpoint.load(state, checkpoint_id=folder, no_dist=True)
+            dcp_load(state, checkpoint_id=folder, no_dist=True)
     return state
 
 
@@ -340,27 +353,28 @@ def _window(reader: PieceReader, info: TensorInfo, first: int, last: int) -> Ten
 def _source_rows(source: Checkpoint, name: str, first: int, last: int) -> Tensor:
     # Opened anew a window: a mapping kept open would count all that was read as memory.
     with safe_open(source.tensors[name].pieces[0].file, framework="pt") as file:
-        return file.get_slice(name)[first:last]
+        rows: Tensor = file.get_slice(name)[first:last]
+        return rows
 
 
 def _check_forward(plan: Plan, folder: Path) -> list[Check]:
     """Logits and loss of the reference model on both sides, on the sample's held-out text."""
-    assert plan.params is not None and plan.source.rope is not None
+    assert plan.params and plan.source.rope
     loaded = _load(folder, plan.written, most=_FORWARD_BYTES)
     here: dict[tuple[str, int | None], Tensor] = {}
     there: dict[tuple[str, int | None], Tensor] = {}
     for move in plan.written:
-        role, layer = keys.identify(move.target or "", plan.target.generation) or (None, None)
+        role, layer = keys.identify(move.writes, plan.target.generation) or (None, None)
         assert role is not None
         rows = _source_rows(plan.source, move.source, 0, move.shape[0])
         here[role.name, layer] = rows.to(getattr(torch, move.dtype))
-        there[role.name, layer] = loaded[move.target or ""]
+        there[role.name, layer] = loaded[move.writes]
     n_tokens = min(_FORWARD_TOKENS, plan.params.max_position or _FORWARD_TOKENS)
     text = torch.tensor(list(held_out_text()[:n_tokens])) % plan.params.vocab_size
     tokens_BP = text.unsqueeze(0)
     with torch.no_grad():
         right = model.forward(here, plan.params, tokens_BP, plan.source.rope)
-        found = model.forward(there, plan.params, tokens_BP, plan.target.rope)  # type: ignore[arg-type]
+        found = model.forward(there, plan.params, tokens_BP, plan.target.rope)
         wrong = model.forward(here, plan.params, tokens_BP, _other(plan.source.rope))
     largest = max(1.0, right.abs().max().item())
     value, yardstick = ((side - right).abs().max().item() for side in (found, wrong))

@@ -25,10 +25,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
-import torch.distributed.checkpoint as dist_checkpoint
 import xxhash
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.api import CheckpointException
@@ -49,7 +48,9 @@ from torch.distributed.checkpoint.planner import (
     WriteItem,
     WriteItemType,
 )
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.utils import _create_file_view
 from torch.futures import Future
 
 from llamaconv import keys, receipt
@@ -83,7 +84,7 @@ def write(
         with warnings.catch_warnings():
             # torch says on every save of one process that it saves in one process.
             warnings.filterwarnings("ignore", message=".*torch.distributed is disabled")
-            dist_checkpoint.save(
+            dcp_save(
                 {tensor.name: tensor for tensor in tensors},
                 storage_writer=writer,
                 planner=_ChunkPlanner(tensors, shards),
@@ -170,7 +171,7 @@ class _StreamWriter(FileSystemWriter):
         return results
 
     def _write_entry(self, file: BinaryIO, name: str, item: WriteItem) -> WriteResult:
-        assert item.tensor_data is not None and item.index.offset is not None
+        assert item.tensor_data and item.index.offset is not None
         begin = file.tell()
         first, n_rows = item.index.offset[0], item.tensor_data.chunk.sizes[0]
         entry = _Entry(file, self.blocks(item.index.fqn, first, first + n_rows), self.stop)
@@ -179,7 +180,7 @@ class _StreamWriter(FileSystemWriter):
                 item.tensor_data.chunk.sizes, dtype=item.tensor_data.properties.dtype
             )
         with torch.serialization.skip_data(materialize_fake_tensors=True):
-            torch.save(tensor, entry)
+            torch.save(tensor, cast(IO[bytes], entry))
         self._digests[item.index.fqn, first] = entry.finish(tensor.nbytes)
         length = file.tell() - begin
         return WriteResult(
@@ -198,7 +199,9 @@ class _StreamWriter(FileSystemWriter):
 class _Entry(io.RawIOBase):
     """What ``torch.save`` writes to: its envelope passes, its seek over the data is filled."""
 
-    def __init__(self, file: BinaryIO, payload: Iterator[memoryview], stop: threading.Event) -> None:
+    def __init__(
+        self, file: BinaryIO, payload: Iterator[memoryview], stop: threading.Event
+    ) -> None:
         self.file = file
         self.payload = payload
         self.stop = stop
@@ -318,7 +321,10 @@ def _generation(tensors: Iterable[str]) -> str | None:
 
 
 def _tensor(
-    folder: Path, name: str, entry: TensorStorageMetadata, storage: dict[MetadataIndex, _StorageInfo]
+    folder: Path,
+    name: str,
+    entry: TensorStorageMetadata,
+    storage: dict[MetadataIndex, _StorageInfo],
 ) -> TensorInfo:
     dtype = str(entry.properties.dtype).removeprefix("torch.")
     if dtype not in DTYPE_BYTES:
@@ -342,7 +348,7 @@ def payload_offset(
 
     Raises ``ValueError`` where the entry holds another tensor than the metadata says.
     """
-    view = dist_checkpoint.utils._create_file_view(file, place.offset, place.length)
+    view = cast(IO[bytes], _create_file_view(cast(io.IOBase, file), place.offset, place.length))
     try:
         with FakeTensorMode():
             tensor = torch.load(view, weights_only=True)
@@ -408,7 +414,9 @@ def read_metadata(folder: Path) -> Metadata:
     try:
         metadata = _Unpickler(io.BytesIO(path.read_bytes())).load()
     except RefusedError as error:
-        raise RefusedError([replace(p, message=f"{path}: {p.message}") for p in error.problems]) from None
+        raise RefusedError(
+            [replace(p, message=f"{path}: {p.message}") for p in error.problems]
+        ) from None
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
         raise RefusedError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):

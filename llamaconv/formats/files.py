@@ -20,7 +20,9 @@ def what_it_is(start: bytes) -> str | None:
         return "this is a Git-LFS pointer, not the weights; fetch them with 'git lfs pull'"
     head = start[:512].lstrip().lower()
     if head.startswith((b"<!doctype html", b"<html")):
-        return "this is an HTML page, not the file; the download failed (a gated model needs a login)"
+        return (
+            "this is an HTML page, not the file; the download failed (a gated model needs a login)"
+        )
     if start.startswith(b"PK\x03\x04"):
         return "this is a zip archive, as torch.save writes"
     return None

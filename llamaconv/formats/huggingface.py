@@ -111,11 +111,12 @@ class _Opener:
 
     def _shard(self, index_path: Path, file: str, names: list[str]) -> dict[str, TensorInfo] | None:
         if file in ("", ".", "..") or Path(file).name != file or "\\" in file or "\0" in file:
-            return self.error(
+            self.error(
                 f"{index_path}: the shard name {printable(file)!r} is not a bare file name; an index "
                 "must not point outside its folder",
                 tuple(names),
             )
+            return None
         path = self.folder / file
         if not path.is_file():
             what = (
@@ -123,11 +124,12 @@ class _Opener:
                 if path.is_symlink()
                 else "is not there"
             )
-            return self.error(
+            self.error(
                 f"{path}: {what}; it holds {len(names)} tensors ({some(names, 3)}). "
                 "The download is incomplete",
                 tuple(names),
             )
+            return None
         tensors, problems = read_header(path)
         self.problems += problems
         return None if problems else tensors

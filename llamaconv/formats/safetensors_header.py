@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from llamaconv.formats.files import parse_json, what_it_is
 from llamaconv.pieces import DTYPE_BYTES, Piece, TensorInfo
@@ -100,7 +100,9 @@ def _tensors(
     for begin, end, name in sorted(spans):
         if begin != data_bytes:
             what = "overlaps the one before" if begin < data_bytes else "leaves a gap before it"
-            problems.append(Problem(f"{path}: tensor {name} {what}; the header is damaged", (name,)))
+            problems.append(
+                Problem(f"{path}: tensor {name} {what}; the header is damaged", (name,))
+            )
         data_bytes = max(data_bytes, end)
     expected = data_start + data_bytes
     if file_bytes != expected and not problems:
@@ -134,5 +136,5 @@ def _entry(entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     return dtype, tuple(shape), begin, end
 
 
-def _sizes(value: Any) -> bool:
+def _sizes(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)

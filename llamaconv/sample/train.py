@@ -23,6 +23,7 @@ from torch import Tensor
 from llamaconv import keys, model
 from llamaconv.params import LlamaParams
 
+LENGTH = 256  # positions it is trained on, and so all that it can read
 PARAMS = LlamaParams(
     dim=128,
     n_layers=4,
@@ -33,7 +34,7 @@ PARAMS = LlamaParams(
     vocab_size=256,
     norm_eps=1e-5,
     rope_theta=10000.0,
-    max_position=1024,
+    max_position=LENGTH,
 )
 HELD_OUT_BYTES = 8192
 SHARDS = 3
@@ -59,7 +60,9 @@ def initial_weights() -> dict[tuple[str, int | None], Tensor]:
     return weights
 
 
-def train(data: Tensor, steps: int, batch: int, length: int) -> dict[tuple[str, int | None], Tensor]:
+def train(
+    data: Tensor, steps: int, batch: int, length: int
+) -> dict[tuple[str, int | None], Tensor]:
     weights = initial_weights()
     matrices = [w for w in weights.values() if w.ndim == 2]
     gains = [w for w in weights.values() if w.ndim == 1]
@@ -79,14 +82,20 @@ def train(data: Tensor, steps: int, batch: int, length: int) -> dict[tuple[str, 
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
         optimizer.step()
         if step % 50 == 0 or step == steps - 1:
-            print(f"step {step:4d}  loss {loss.item():.3f}  {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"step {step:4d}  loss {loss.item():.3f}  {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
     return {key: weight.detach().to(torch.bfloat16) for key, weight in weights.items()}
 
 
 def write(weights: dict[tuple[str, int | None], Tensor], folder: Path, held_out: bytes) -> None:
     """Weights as shards with an index, config.json in transformers 4's spelling, tokenizer, text."""
     folder.mkdir(parents=True, exist_ok=True)
-    named = {keys.ROLES[role].in_naming("huggingface", layer): w for (role, layer), w in weights.items()}
+    named = {
+        keys.ROLES[role].in_naming("huggingface", layer) or role: weight
+        for (role, layer), weight in weights.items()
+    }
     total = sum(weight.nbytes for weight in named.values())
     shards: list[dict[str, Tensor]] = [{} for _ in range(SHARDS)]
     written = 0
@@ -158,9 +167,9 @@ def main() -> None:
     everything = text()
     cut = len(everything) * 9 // 10
     held_out = everything[cut : cut + HELD_OUT_BYTES]
-    weights = train(torch.tensor(list(everything[:cut])), options.steps, batch=16, length=256)
+    weights = train(torch.tensor(list(everything[:cut])), options.steps, batch=16, length=LENGTH)
     write(weights, options.folder, held_out)
-    tokens = torch.tensor(list(held_out)).unflatten(0, (-1, 512))
+    tokens = torch.tensor(list(held_out)).unflatten(0, (-1, LENGTH))
     for layout in ("half_split", "interleaved"):
         loss = model.loss(model.forward(weights, PARAMS, tokens, layout), tokens)
         print(f"held-out loss with the {layout} rotation: {loss:.3f} nats a byte")

@@ -75,7 +75,9 @@ class Titan:
         return torch.load(job["out"], weights_only=True), printed
 
 
-@pytest.fixture(scope="session", params=RELEASES, ids=lambda release: f"torchtitan-{release.version}")
+@pytest.fixture(
+    scope="session", params=RELEASES, ids=lambda release: f"torchtitan-{release.version}"
+)
 def titan(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Titan:
     release = request.param
     return Titan(release, release.make(), tmp_path_factory.mktemp(f"torchtitan-{release.version}"))

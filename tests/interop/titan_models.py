@@ -144,8 +144,6 @@ def _config_0_3(p: Params) -> Any:
             num_embeddings=p["vocab_size"], embedding_dim=p["dim"], param_init=init
         ),
         norm=norm(),
-        lm_head=Linear.Config(
-            in_features=p["dim"], out_features=p["vocab_size"], param_init=init
-        ),
+        lm_head=Linear.Config(in_features=p["dim"], out_features=p["vocab_size"], param_init=init),
         layers=[block() for _ in range(p["n_layers"])],
     )
