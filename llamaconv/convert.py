@@ -16,6 +16,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ class Conversion:
             "verified": self.verification is not None and self.verification.ok,
             "checks": self.verification.to_json()["checks"] if self.verification else [],
             "next": self.advice.command,
+            "module": self.advice.module,
             "notes": list(self.advice.notes),
         }
 
@@ -139,12 +141,12 @@ def convert_checkpoint(
         bytes_written=engine.bytes_written,
         verification=verification,
         receipt=record,
-        advice=titan.advice(
-            plan.params,
+        advice=titan.advise(
+            record.params,
             plan.target.generation,
             plan.target.rope,
-            None if as_step_0 else target,
-            dump,
+            target,
+            dump if as_step_0 else None,
         ),
     )
 
@@ -167,7 +169,7 @@ class _Engine:
     def write(self, folder: Path, workers: int) -> dict[str, list[str]]:
         """Writes the target's tensors to ``folder``; digests by tensor."""
         tensors = [TensorInfo(move.writes, move.dtype, move.shape) for move in self.plan.written]
-        with self._reader:
+        with self._reader, _one_thread_each():
             digests = dcp.write(folder, tensors, self.plan.target.shards, self.blocks, workers)
         if self.overflows:
             raise FailedError(
@@ -232,6 +234,17 @@ class _Engine:
             done = self.bytes_written
         if self.progress:
             self.progress("write", done, self.total)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Writers work side by side, so torch's own threads would only take turns with them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _machine_failures:

@@ -89,7 +89,8 @@ def from_config(
     """Parameters from transformers' config.json, with every problem found.
 
     ``shapes`` are those of the tensors, one a role (``wq``, ``tok_embeddings``, …), and
-    supply what the file leaves out. None where errors leave no usable parameters.
+    supply what the file leaves out. None where a size is missing or impossible; with other
+    errors the parameters still serve to find what else is wrong.
     """
     reader = _Reader(config, where)
     reader.check_family()
@@ -106,12 +107,12 @@ def from_config(
     vocab_size = reader.count("vocab_size")
     head_dim = _head_dim(reader, dim, n_heads, shapes.get("wq"))
     if n_heads % n_kv_heads:
-        reader.error(
+        reader.size_error(
             f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads "
             f"{n_kv_heads}: query heads share kv heads in equal groups"
         )
     if head_dim % 2:
-        reader.error(f"head_dim {head_dim} is odd: RoPE turns pairs, so it has to be even")
+        reader.size_error(f"head_dim {head_dim} is odd: RoPE turns pairs, so it has to be even")
     theta, scaling = _rope(reader)
     norm_eps = config.get("rms_norm_eps")
     if norm_eps is None:
@@ -132,8 +133,7 @@ def from_config(
         tied=bool(config.get("tie_word_embeddings", False)),
         max_position=config.get("max_position_embeddings"),
     )
-    failed = any(problem.level == "error" for problem in reader.problems)
-    return (None if failed else params), reader.problems
+    return (params if reader.sized else None), reader.problems
 
 
 class _Reader:
@@ -143,9 +143,14 @@ class _Reader:
         self.values = dict(config)
         self.where = where
         self.problems: list[Problem] = []
+        self.sized = True
 
     def error(self, message: str) -> None:
         self.problems.append(Problem(f"{self.where}: {message}"))
+
+    def size_error(self, message: str) -> None:
+        self.sized = False
+        self.error(message)
 
     def warn(self, message: str) -> None:
         self.problems.append(Problem(f"{self.where}: {message}", level="warning"))
@@ -158,7 +163,7 @@ class _Reader:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
         found = "is absent" if value is None else f"is {value!r}"
-        self.error(f"{entry} {found}; a positive whole number was expected")
+        self.size_error(f"{entry} {found}; a positive whole number was expected")
         return 1
 
     def number(self, entry: str, value: Any) -> float:
@@ -193,7 +198,7 @@ def _head_dim(reader: _Reader, dim: int, n_heads: int, wq: tuple[int, ...] | Non
         return reader.count("head_dim")
     if from_rows is None:
         if dim % n_heads:
-            reader.error(
+            reader.size_error(
                 f"head_dim is absent and hidden_size {dim} is not a multiple of "
                 f"num_attention_heads {n_heads}"
             )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llamaconv.formats.files import read_json
+from llamaconv.files import read_json
 from llamaconv.params import LlamaParams
 from llamaconv.problems import RefusedError
 from llamaconv.tables import Table

@@ -1,8 +1,11 @@
 """What each TorchTitan release expects: names, flags, flavours, RoPE scaling.
 
-The one place for facts of a release. They were read in the wheels 0.1.0, 0.2.2 and 0.3.0 and
-run on them; a checkpoint cannot carry RoPE's base or scaling, so the flavour that trains it
-has to have the same, and this says whether it does.
+The one place for facts of a release, read in the wheels 0.1.0, 0.2.2 and 0.3.0 and run on the
+last two. A checkpoint cannot carry RoPE's base or scaling: the model that TorchTitan builds
+decides. So a stock flavour is advised only where every parameter is the checkpoint's, and
+otherwise a short module that defines the model, to be imported by TorchTitan.
+
+Limit: the advice starts training; data, learning rate and parallelism remain the user's.
 """
 
 from __future__ import annotations
@@ -11,17 +14,19 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamaconv.keys import Layout
 from llamaconv.params import LlamaParams, RopeScaling
 
 # Newest first: names that fit several are taken for the newest.
 GENERATIONS = ("titan-0.3", "titan-0.2", "titan-2024")
 
-LLAMA_31_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
+# The scaling of every stock flavour of 0.2.x and 0.3.0; 0.1.0 has none.
+STOCK_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
 
 
 @dataclass(frozen=True)
 class Flavour:
-    """One of TorchTitan's stock Llama 3 models; theta 500000, eps 1e-5 in all of them."""
+    """One of TorchTitan's stock Llama 3 models; theta 500000 and eps 1e-5 in all of them."""
 
     name: str
     dim: int
@@ -34,23 +39,12 @@ class Flavour:
 
     def fits(self, params: LlamaParams) -> bool:
         """Whether shapes, base and eps are those of ``params``; scaling is another matter."""
-        same = (
-            getattr(params, name) == getattr(self, name)
-            for name in (
-                "dim",
-                "n_layers",
-                "n_heads",
-                "n_kv_heads",
-                "ffn_dim",
-                "vocab_size",
-                "tied",
-            )
-        )
+        names = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "vocab_size", "tied")
         return (
-            all(same)
-            and params.head_dim * params.n_heads == params.dim
+            all(getattr(params, name) == getattr(self, name) for name in names)
+            and params.q_rows == params.dim
             and params.rope_theta == 500000
-            and abs(params.norm_eps - 1e-5) < 1e-9
+            and params.norm_eps == 1e-5
         )
 
 
@@ -66,67 +60,305 @@ FLAVOURS = (
 
 @dataclass(frozen=True)
 class Release:
-    """How one release is told to load a checkpoint. ``flavours`` are those that it has."""
+    """One release: the generation of names it reads, its flags, and what its models can be.
 
-    name: str
-    versions: str
+    ``flavours`` are those that a flag chooses (0.3.0 defines 1B and 3B, but no configuration
+    for them). ``tied`` and ``wide_heads`` say whether its Llama can be so.
+    """
+
+    version: str
+    generation: str
     flavours: tuple[str, ...]
     scaling: RopeScaling | None
-
-    def command(self, flavour: str, checkpoint: Path | None) -> str:
-        """The command that starts training; no path where ``step-0`` lies in the dump folder."""
-        if self.name == "titan-0.3":
-            # 0.3.0 has 1B and 3B as models but no configuration for them.
-            model = f"--module llama3 --config llama3_{flavour.lower()}"
-        else:
-            model = f"--model.name llama3 --model.flavor {flavour}"
-        words = f"torchrun --nproc-per-node 8 -m torchtitan.train {model} --checkpoint.enable"
-        if checkpoint is not None:
-            words += f" --checkpoint.initial_load_path {shlex.quote(str(checkpoint))}"
-        return words
+    tied: bool
+    wide_heads: bool
+    enable: str
+    dump_folder: str
+    choose: str
+    define: str
 
 
-RELEASES = {
-    "titan-0.3": Release(
-        "titan-0.3",
-        "0.3.0",
-        ("1B", "3B", "8B", "70B", "405B", "debugmodel"),
-        LLAMA_31_SCALING,
+_STOCK = ("8B", "70B", "405B", "debugmodel")
+_OLD_CHOOSE = "--model.name llama3 --model.flavor {flavour}"
+_OLD_DEFINE = f"{_OLD_CHOOSE} --experimental.custom_import converted_llama"
+
+# Newest first of each generation.
+RELEASES = (
+    Release(
+        version="0.3.0",
+        generation="titan-0.3",
+        flavours=_STOCK,
+        scaling=STOCK_SCALING,
+        tied=True,
+        wide_heads=True,
+        enable="--checkpoint.enable",
+        dump_folder="--dump_folder",
+        choose="--module llama3 --config llama3_{flavour}",
+        define="--module converted_llama --config {flavour}",
     ),
-    "titan-0.2": Release(
-        "titan-0.2", "0.2.0 to 0.2.2", ("8B", "70B", "405B", "debugmodel"), LLAMA_31_SCALING
+    Release(
+        version="0.2.2",
+        generation="titan-0.2",
+        flavours=_STOCK,
+        scaling=STOCK_SCALING,
+        tied=False,
+        wide_heads=False,
+        enable="--checkpoint.enable",
+        dump_folder="--job.dump_folder",
+        choose=_OLD_CHOOSE,
+        define=_OLD_DEFINE,
     ),
-}
+    Release(
+        version="0.1.0",
+        generation="titan-0.2",
+        flavours=_STOCK[:3],
+        scaling=None,
+        tied=False,
+        wide_heads=False,
+        enable="--checkpoint.enable_checkpoint",
+        dump_folder="--job.dump_folder",
+        choose=_OLD_CHOOSE,
+        define=_OLD_DEFINE,
+    ),
+)
 
 
 @dataclass(frozen=True)
 class Advice:
-    """How to train from a checkpoint: the command, and what to mind before."""
+    """How to train from a checkpoint with one release.
 
+    ``command`` is complete; ``module`` is the text of ``converted_llama.py``, to be put where
+    the command is run, empty where a stock flavour fits. Both are empty where the release has
+    no such model; ``notes`` say why, and what to mind.
+    """
+
+    release: str
+    flavour: str
     command: str
+    module: str
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "\n".join([self.command, *(f"note: {note}" for note in self.notes)])
+        lines = [f"# TorchTitan {self.release}"]
+        if self.module:
+            lines += ["# save as converted_llama.py and run from its folder:", self.module]
+        lines += [self.command, *(f"note: {note}" for note in self.notes)]
+        return "\n".join(line for line in lines if line)
 
 
-def flavour_of(params: LlamaParams, release: Release) -> Flavour | None:
-    """The stock flavour of a release that fits, or None."""
-    for flavour in FLAVOURS:
-        if flavour.name in release.flavours and flavour.fits(params):
-            return flavour
-    return None
+def release_of(generation: str) -> Release | None:
+    """The newest release that reads the names of ``generation``; None for titan-2024."""
+    return next((release for release in RELEASES if release.generation == generation), None)
 
 
-def advice(
+def advise(
     params: LlamaParams,
     generation: str,
-    rope: str,
-    checkpoint: Path | None,
+    layout: Layout,
+    checkpoint: Path,
     dump_folder: Path | None = None,
 ) -> Advice:
-    """How to start training from a converted checkpoint.
+    """How to start training from a converted checkpoint, with the newest release that reads it.
 
-    ``checkpoint`` is its folder; None says that it lies at ``step-0`` of ``dump_folder``.
+    ``checkpoint`` is its folder; with ``dump_folder`` it lies there as ``checkpoint/step-0``
+    and needs no path.
     """
-    return Advice("", ())
+    release = release_of(generation)
+    if release is None:
+        note = (
+            "no release loads these names as they are; convert to titan-0.3 or titan-0.2 to train"
+        )
+        return Advice("of 2024", "", "", "", (note,))
+    missing = _cannot(params, release, layout)
+    if missing:
+        return Advice(release.version, "", "", "", (missing,))
+    flavour = _stock_flavour(params, release) if layout == "interleaved" else None
+    name = flavour.name if flavour else "converted"
+    words = release.choose if flavour else release.define
+    # 0.3.0 names its configurations in lower case.
+    chosen = name.lower() if release.generation == "titan-0.3" else name
+    place = (
+        f"{release.dump_folder} {shlex.quote(str(dump_folder.absolute()))}"
+        if dump_folder
+        else f"--checkpoint.initial_load_path {shlex.quote(str(checkpoint.absolute()))}"
+    )
+    command = (
+        f"torchrun --nproc-per-node 8 -m torchtitan.train {words.format(flavour=chosen)} "
+        f"{release.enable} {place}"
+    )
+    module = "" if flavour else _module(params, release, layout)
+    return Advice(
+        release.version, name, command, module, tuple(_notes(params, release, dump_folder))
+    )
+
+
+def _stock_flavour(params: LlamaParams, release: Release) -> Flavour | None:
+    if params.rope_scaling != release.scaling:
+        return None
+    return next((f for f in FLAVOURS if f.name in release.flavours and f.fits(params)), None)
+
+
+def _cannot(params: LlamaParams, release: Release, layout: Layout) -> str:
+    """Why the release has no such model, or nothing."""
+    if params.q_rows != params.dim and not release.wide_heads:
+        return (
+            f"TorchTitan {release.version} has heads of dim / n_heads only, not of {params.head_dim}; "
+            "use --generation titan-0.3"
+        )
+    if params.rope_scaling and release.scaling is None:
+        return f"TorchTitan {release.version} has no RoPE scaling"
+    if layout == "half_split" and (release.generation != "titan-0.3" or params.rope_scaling):
+        return (
+            "every stock model turns interleaved pairs; rows kept half_split need a model with a "
+            "rotate-half RoPE" + (" and Llama 3 scaling" if params.rope_scaling else "")
+        )
+    return ""
+
+
+def _notes(params: LlamaParams, release: Release, dump_folder: Path | None) -> list[str]:
+    notes = []
+    near = next((f for f in FLAVOURS if f.fits(params)), None)
+    if near and params.rope_scaling != release.scaling:
+        factor = params.rope_scaling.factor if params.rope_scaling else "none"
+        stock = release.scaling.factor if release.scaling else "none"
+        notes.append(
+            f"do not use the stock flavour {near.name}: its RoPE scaling is {stock}, this model's "
+            f"{factor}; short prompts would hide the difference"
+        )
+    if params.tied and not release.tied:
+        notes.append(
+            f"TorchTitan {release.version} does not tie the head to the embedding: "
+            "they start equal and train apart"
+        )
+    if release.version.startswith("0.2") and dump_folder is None:
+        notes.append(
+            "the dump folder must hold no checkpoint/ folder yet: with one, even empty, this release "
+            "ignores the path and trains from random weights (convert with --as-step-0 to be safe)"
+        )
+    return notes
+
+
+def _module(params: LlamaParams, release: Release, layout: Layout) -> str:
+    """The text of ``converted_llama.py``, which defines the model for one release."""
+    template = _MODULE_0_3 if release.generation == "titan-0.3" else _MODULE_0_2
+    scaling = params.rope_scaling
+    if release.generation == "titan-0.3":
+        rope = "ComplexRoPE" if layout == "interleaved" else "CosSinRoPE"
+        scaled = (
+            f'scaling="llama", scaling_factor={scaling.factor}, '
+            f"low_freq_factor={scaling.low_freq_factor}, high_freq_factor={scaling.high_freq_factor}, "
+            f"original_max_position_embeddings={scaling.original_max_position}"
+            if scaling
+            else 'scaling="none"'
+        )
+    else:
+        rope = ""
+        # 0.2.x has no switch for its scaling, but a factor of 1 leaves the frequencies alone.
+        scaled = (
+            f"\n    rope_scaling_args=RoPEScalingArgs({scaling.factor}, {scaling.low_freq_factor}, "
+            f"{scaling.high_freq_factor}, {scaling.original_max_position}),"
+            if scaling
+            else "\n    rope_scaling_args=RoPEScalingArgs(scaling_factor=1.0),"
+        )
+        if release.scaling is None:
+            scaled = ""
+    return template.format(
+        p=params,
+        version=release.version,
+        configs="llama3_configs" if release.version == "0.1.0" else "llama3_args",
+        scaling_import=(
+            "from torchtitan.models.llama3.model.args import RoPEScalingArgs\n"
+            if "RoPEScalingArgs" in scaled
+            else ""
+        ),
+        scaled=scaled,
+        rope=rope,
+        # The width is a multiple of multiple_of just above multiplier * 8/3 dim.
+        multiplier=(params.ffn_dim - 0.5) / int(8 * params.dim / 3),
+        max_seq_len=params.max_position or 131072,
+    )
+
+
+_MODULE_0_2 = '''\
+"""The converted model as a flavour of TorchTitan {version}."""
+
+{scaling_import}from torchtitan.models.llama3 import TransformerModelArgs, {configs}
+
+{configs}["converted"] = TransformerModelArgs(
+    dim={p.dim},
+    n_layers={p.n_layers},
+    n_heads={p.n_heads},
+    n_kv_heads={p.n_kv_heads},
+    vocab_size={p.vocab_size},
+    multiple_of={p.ffn_dim},
+    ffn_dim_multiplier={multiplier!r},
+    norm_eps={p.norm_eps!r},
+    rope_theta={p.rope_theta!r},{scaled}
+)
+'''
+
+_MODULE_0_3 = '''\
+"""The converted model as a configuration of TorchTitan {version}."""
+
+from functools import partial
+
+from torch import nn
+from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
+from torchtitan.models.common import {rope}, Embedding, Linear, RMSNorm
+from torchtitan.models.common.config_utils import (
+    get_attention_config,
+    make_ffn_config,
+    make_gqa_config,
+)
+from torchtitan.models.llama3.config_registry import llama3_8b
+from torchtitan.models.llama3.model import Llama3Model, Llama3TransformerBlock
+
+# Only for what the checkpoint does not fill, and it fills everything.
+INIT = {{"weight": partial(nn.init.normal_, std=0.02)}}
+ROPE = {rope}.Config(dim={p.head_dim}, max_seq_len={max_seq_len}, theta={p.rope_theta!r}, {scaled})
+
+
+def norm():
+    return RMSNorm.Config(normalized_shape={p.dim}, eps={p.norm_eps!r}, param_init=INIT)
+
+
+def layer():
+    return Llama3TransformerBlock.Config(
+        attention_norm=norm(),
+        ffn_norm=norm(),
+        attention=make_gqa_config(
+            dim={p.dim},
+            n_heads={p.n_heads},
+            n_kv_heads={p.n_kv_heads},
+            head_dim={p.head_dim},
+            wqkv_param_init=INIT,
+            wo_param_init=INIT,
+            inner_attention=get_attention_config("flex"),
+            fuse_qkv=True,
+            rope=ROPE,
+        ),
+        feed_forward=make_ffn_config(
+            dim={p.dim}, hidden_dim={p.ffn_dim}, w1_param_init=INIT, w2w3_param_init=INIT
+        ),
+    )
+
+
+def converted():
+    config = llama3_8b()
+    config.model_spec.flavor = "converted"
+    config.model_spec.model = Llama3Model.Config(
+        dim={p.dim},
+        vocab_size={p.vocab_size},
+        enable_weight_tying={p.tied},
+        tok_embeddings=Embedding.Config(
+            num_embeddings={p.vocab_size}, embedding_dim={p.dim}, param_init=INIT
+        ),
+        norm=norm(),
+        lm_head=Linear.Config(in_features={p.dim}, out_features={p.vocab_size}, param_init=INIT),
+        layers=[layer() for _ in range({p.n_layers})],
+    )
+    loss = CrossEntropyLoss.Config(global_vocab_size={p.vocab_size})
+    config.loss = ChunkedLossWrapper.Config(loss_fn=loss)
+    config.training.seq_len = min({max_seq_len}, config.training.seq_len)
+    return config
+'''

@@ -150,11 +150,16 @@ def verify_checkpoint(
 
 def verify_plan(plan: Plan, folder: Path, progress: Progress | None = None) -> Verification:
     """Checks that ``folder`` holds what ``plan`` says, see the module's text."""
-    structure = _check_structure(plan, folder)
+    try:
+        target = dcp.open_folder(folder)
+    except RefusedError as error:
+        nothing = float(len(plan.written))
+        return Verification((Check("structure", False, nothing, None, error.problems[0].message),))
+    structure = _check_structure(plan, target)
     if not structure.ok:
         return Verification((structure,))
     try:
-        comparison = _Comparison(plan, dcp.open_folder(folder))
+        comparison = _Comparison(plan, target)
         comparison.run(progress or (lambda done, total: None))
     except _UNREADABLE as error:
         detail = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -169,25 +174,23 @@ def verify_plan(plan: Plan, folder: Path, progress: Progress | None = None) -> V
 _UNREADABLE = (CheckpointException, LlamaconvError, OSError, RuntimeError, ValueError, KeyError)
 
 
-def _check_structure(plan: Plan, folder: Path) -> Check:
+def _check_structure(plan: Plan, target: Checkpoint) -> Check:
     """Names, shapes and stored dtypes of the target, against the plan's."""
     wanted = {move.writes: (move.dtype, move.shape) for move in plan.written}
-    try:
-        found = {tensor.name: tensor for tensor in dcp.open_folder(folder).tensors.values()}
-    except RefusedError as error:
-        return Check("structure", False, float(len(wanted)), None, error.problems[0].message)
-    stored = {name: (tensor.dtype, tensor.shape) for name, tensor in found.items()}
+    stored = {name: (tensor.dtype, tensor.shape) for name, tensor in target.tensors.items()}
     wrong = [name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name)]
     other = "titan-0.2" if plan.target.generation == "titan-0.3" else "titan-0.3"
     renamed = make_plan(plan.source, replace(plan.target, generation=other))
-    yardstick = sum(move.writes not in found for move in renamed.written)
-    detail = f"{len(found)} tensors with the plan's names, shapes and dtypes"
+    yardstick = sum(move.writes not in stored for move in renamed.written)
+    detail = f"{len(stored)} tensors with the plan's names, shapes and dtypes"
     if wrong:
         shown = (
             f"{name}: {wanted.get(name)} expected, {stored.get(name)} found"
             for name in sorted(wrong)
         )
         detail = f"{len(wrong)} tensors differ: {some(shown, 3)}"
+    if target.errors:
+        detail = "; ".join(problem.message for problem in target.errors[:3])
     return Check("structure", not wrong, float(len(wrong)), float(yardstick), detail)
 
 

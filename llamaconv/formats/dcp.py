@@ -23,13 +23,13 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
 import xxhash
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
@@ -85,7 +85,7 @@ def write(
             # torch says on every save of one process that it saves in one process.
             warnings.filterwarnings("ignore", message=".*torch.distributed is disabled")
             dcp_save(
-                {tensor.name: tensor for tensor in tensors},
+                {},  # the planner knows the tensors, there are none in memory
                 storage_writer=writer,
                 planner=_ChunkPlanner(tensors, shards),
                 no_dist=True,
@@ -175,12 +175,15 @@ class _StreamWriter(FileSystemWriter):
         begin = file.tell()
         first, n_rows = item.index.offset[0], item.tensor_data.chunk.sizes[0]
         entry = _Entry(file, self.blocks(item.index.fqn, first, first + n_rows), self.stop)
-        with FakeTensorMode():
-            tensor = torch.empty(
-                item.tensor_data.chunk.sizes, dtype=item.tensor_data.properties.dtype
-            )
-        with torch.serialization.skip_data(materialize_fake_tensors=True):
-            torch.save(tensor, cast(IO[bytes], entry))
+        # Memory that nobody touches costs address space only. (A FakeTensor would not cost even
+        # that, but the first one imports a compiler, over a second.)
+        tensor = torch.empty(item.tensor_data.chunk.sizes, dtype=item.tensor_data.properties.dtype)
+        try:
+            with torch.serialization.skip_data():
+                torch.save(tensor, cast(IO[bytes], entry))
+        except Exception as error:
+            # torch.save ends its file even then, and that error would hide the cause.
+            raise entry.failure or error from None
         self._digests[item.index.fqn, first] = entry.finish(tensor.nbytes)
         length = file.tell() - begin
         return WriteResult(
@@ -207,25 +210,36 @@ class _Entry(io.RawIOBase):
         self.stop = stop
         self.digest = xxhash.xxh3_128()
         self.payload_bytes = 0
+        self.failure: Exception | None = None
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        _write_all(self.file, view)
+        with self._remembering():
+            _write_all(self.file, view)
         return len(view)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if whence != io.SEEK_CUR or self.payload_bytes:
             raise FailedError("this torch writes tensors in a way llamaconv does not know")
-        for block in self.payload:
-            if self.stop.is_set():
-                raise FailedError("stopped, another thread failed")
-            self.digest.update(block)
-            _write_all(self.file, block)
-            self.payload_bytes += len(block)
+        with self._remembering():
+            for block in self.payload:
+                if self.stop.is_set():
+                    raise FailedError("stopped, another thread failed")
+                self.digest.update(block)
+                _write_all(self.file, block)
+                self.payload_bytes += len(block)
         return self.file.tell()
+
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.failure = self.failure or error
+            raise
 
     def finish(self, expected: int) -> str:
         if self.payload_bytes != expected:
@@ -350,8 +364,11 @@ def payload_offset(
     """
     view = cast(IO[bytes], _create_file_view(cast(io.IOBase, file), place.offset, place.length))
     try:
-        with FakeTensorMode():
+        with torch.serialization.skip_data():
             tensor = torch.load(view, weights_only=True)
+        view.seek(0)
+        # An entry holds one tensor, so its storage is the first.
+        inside: int = cast(Any, torch._C.PyTorchFileReader(view)).get_record_offset("data/0")
     except (RuntimeError, EOFError) as error:
         raise ValueError(f"its entry in {place.relative_path} cannot be read: {error}") from error
     if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype or not tensor.is_contiguous():
@@ -359,7 +376,7 @@ def payload_offset(
             f"its entry in {place.relative_path} holds {list(tensor.shape)} {tensor.dtype}, "
             f"the metadata says {list(shape)} {dtype}"
         )
-    inside = tensor.untyped_storage()._checkpoint_offset + tensor.storage_offset() * dtype.itemsize
+    inside += tensor.storage_offset() * dtype.itemsize
     if inside + tensor.nbytes > place.length:
         raise ValueError(f"its entry in {place.relative_path} is cut short")
     return int(place.offset + inside)

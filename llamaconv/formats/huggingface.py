@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llamaconv import keys
-from llamaconv.formats.files import try_json
+from llamaconv.files import try_json
 from llamaconv.formats.safetensors_header import read_header
 from llamaconv.params import LlamaParams, from_config
 from llamaconv.pieces import Checkpoint, Ignored, TensorInfo

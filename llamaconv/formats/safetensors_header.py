@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from llamaconv.formats.files import parse_json, what_it_is
+from llamaconv.files import parse_json, what_it_is
 from llamaconv.pieces import DTYPE_BYTES, Piece, TensorInfo
 from llamaconv.problems import Problem, printable
 

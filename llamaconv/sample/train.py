@@ -148,6 +148,11 @@ def tokenizer() -> dict[str, object]:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     return {
         "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "post_processor": None,
         "pre_tokenizer": {**byte_level, "use_regex": False},
         "decoder": {**byte_level, "use_regex": False},
         "model": {"type": "BPE", "vocab": {letter[b]: b for b in range(256)}, "merges": []},

@@ -1,0 +1,81 @@
+"""DCP folders as they are read: what torch wrote, what it did not, and what must not run."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.checkpoint import save
+
+from llamaconv import RefusedError, open_checkpoint
+from llamaconv.convert import Conversion
+from llamaconv.pieces import PieceReader
+
+
+def test_our_target_opens_with_its_generation_layout_and_parameters(
+    source: Path, convert: Callable[..., Conversion]
+) -> None:
+    for generation, layout in (("titan-0.2", "half_split"), ("titan-0.3", "interleaved")):
+        done = convert(source, name=generation, generation=generation, rope=layout, shards=2)
+        checkpoint = open_checkpoint(done.target)
+        assert not checkpoint.problems
+        assert checkpoint.generation == generation
+        assert checkpoint.rope == layout
+        assert checkpoint.params == done.plan.params
+        assert checkpoint.total_bytes == open_checkpoint(source).total_bytes
+
+
+def test_bytes_of_what_torch_saved_are_where_we_say(tmp_path: Path) -> None:
+    state = {
+        "norm.weight": torch.randn(7),
+        "output.weight": torch.randn(5, 7, dtype=torch.float64),
+        "tok_embeddings.weight": torch.randn(5, 7).to(torch.bfloat16),
+    }
+    save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    checkpoint = open_checkpoint(tmp_path / "dcp")
+    assert checkpoint.generation == "titan-0.2"
+    with PieceReader() as reader:
+        for name, tensor in checkpoint.tensors.items():
+            buffer = bytearray(tensor.nbytes)
+            reader.read_rows(tensor, 0, tensor.n_rows, memoryview(buffer))
+            assert bytes(buffer) == state[name].view(torch.uint8).numpy().tobytes()
+
+
+def test_trainer_state_is_passed_by_and_said(tmp_path: Path) -> None:
+    state = {
+        "norm.weight": torch.randn(7),
+        "optimizer": {"state": {"norm.weight": {"step": torch.tensor(3.0)}}},
+        "train_state": {"step": 3},
+        "freqs_cis": torch.randn(4, 2),
+    }
+    save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    checkpoint = open_checkpoint(tmp_path / "dcp")
+    assert list(checkpoint.tensors) == ["norm.weight"]
+    assert len(checkpoint.ignored) == 3
+    assert not checkpoint.problems
+
+
+def test_another_family_is_of_no_known_generation(tmp_path: Path) -> None:
+    save({"transformer.wte.weight": torch.ones(2, 2)}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    checkpoint = open_checkpoint(tmp_path / "dcp")
+    assert "no known TorchTitan generation: transformer.wte.weight" in str(checkpoint.problems[0])
+
+
+def test_metadata_that_would_run_code_is_refused_by_name_and_does_not_run(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    (tmp_path / ".metadata").write_bytes(
+        b"cos\nsystem\n(S'touch " + str(trace).encode() + b"'\ntR."
+    )
+    with pytest.raises(RefusedError, match=r"\.metadata asks for os\.system"):
+        open_checkpoint(tmp_path)
+    assert not trace.exists()
+    pickle.loads((tmp_path / ".metadata").read_bytes())
+    assert trace.exists(), "the payload works, so the refusal was what stopped it"
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", b"garbage", pickle.dumps({"a": 1}), bytes(999)])
+def test_metadata_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / ".metadata").write_bytes(content)
+    with pytest.raises(RefusedError, match=r"\.metadata"):
+        open_checkpoint(tmp_path)

@@ -1,0 +1,288 @@
+"""Plans: every tensor in one class, all problems at once, nothing dropped in silence."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import pytest
+import torch
+from torch import Tensor
+
+from llamaconv import RefusedError, Target, make_plan, open_checkpoint
+from llamaconv.plan import Plan
+
+Q0 = "model.layers.0.self_attn.q_proj.weight"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def plan_of(folder: Path, **options: Any) -> Plan:
+    return make_plan(open_checkpoint(folder), Target(**options))
+
+
+def bent(
+    tmp_path: Path, edit: checkpoints.Edit, plan: dict[str, Any] | None = None, **changes: Any
+) -> Plan:
+    """The plan for a folder whose tensors were edited."""
+    weights = checkpoints.tensors()
+    edit(weights)
+    return plan_of(checkpoints.write(tmp_path / "bent", weights, **changes), **(plan or {}))
+
+
+def errors(plan: Plan) -> str:
+    return "\n".join(map(str, plan.errors))
+
+
+def operations(plan: Plan) -> Counter[str]:
+    return Counter(move.operation for move in plan.moves)
+
+
+def test_a_plan_moves_every_tensor_and_reorders_q_and_k_only(source: Path) -> None:
+    plan = plan_of(source)
+    assert not plan.problems
+    assert operations(plan) == {"copy": 3 + 7 * 12, "reorder": 2 * 12}
+    assert plan.counts == {"moved": 111, "dropped": 0, "unknown": 0, "missing": 0}
+    heads = {move.source.split(".")[-2]: move.heads for move in plan.moves if move.heads}
+    assert heads == {"q_proj": 8, "k_proj": 2}
+    assert plan.bytes_to_read == plan.bytes_to_write == open_checkpoint(source).total_bytes
+
+
+def test_half_split_keeps_rows_and_says_what_that_means(source: Path) -> None:
+    plan = plan_of(source, rope="half_split")
+    assert operations(plan) == {"copy": 111}
+    assert not plan.errors
+    assert "rotate-half" in str(plan.problems[0])
+
+
+def test_a_cast_is_a_move_of_its_own_kind(source: Path) -> None:
+    plan = plan_of(source, dtype="float32")
+    assert operations(plan) == {"cast": 3 + 7 * 12, "reorder": 2 * 12}
+    assert plan.bytes_to_write == 2 * plan.bytes_to_read
+    reorder = next(move for move in plan.moves if move.operation == "reorder")
+    assert "bfloat16 to float32" in reorder.reason
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"generation": "titan-9"},
+        {"rope": "sideways"},
+        {"dtype": "int8"},
+        {"shards": 0},
+        {"shards": True},
+        {"tie": "maybe"},
+        {"to": "gguf"},
+    ],
+)
+def test_a_target_that_is_not_offered_is_refused_with_the_choices(options: dict[str, Any]) -> None:
+    with pytest.raises(RefusedError) as caught:
+        Target(**options)
+    (name, value), *_ = options.items()
+    assert f"{name} is {value!r}" in str(caught.value)
+
+
+def test_unknown_and_missing_tensors_come_in_one_report(tmp_path: Path) -> None:
+    def edit(weights: dict[str, Tensor]) -> None:
+        for name in ("model.extra.weight", "vision.weight", "model.layers.0.conv.weight"):
+            weights[name] = torch.ones(3)
+        del weights[Q0], weights["model.norm.weight"]
+
+    plan = bent(tmp_path, edit)
+    text = errors(plan)
+    assert len(plan.errors) == 2
+    assert "3 tensors fit no Llama" in text
+    assert "2 tensors that a Llama of 12 layers needs are missing" in text
+    for name in (*plan.unknown, *plan.missing):
+        assert name in text
+    assert plan.counts == {"moved": 109, "dropped": 0, "unknown": 3, "missing": 2}
+    with pytest.raises(RefusedError):
+        plan.check()
+
+
+def test_every_source_tensor_is_in_exactly_one_class(tmp_path: Path) -> None:
+    def edit(weights: dict[str, Tensor]) -> None:
+        weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+        weights["model.strange"] = torch.ones(4)
+        weights["model.layers.1.self_attn.q_proj.bias"] = torch.zeros(64)
+
+    plan = bent(tmp_path, edit)
+    counts = plan.counts
+    assert counts["moved"] + counts["dropped"] + counts["unknown"] == len(plan.source.tensors)
+    assert (counts["dropped"], counts["unknown"]) == (2, 1)
+
+
+def test_angles_are_dropped_on_purpose_and_listed(tmp_path: Path) -> None:
+    name = "model.layers.3.self_attn.rotary_emb.inv_freq"
+    plan = bent(tmp_path, lambda weights: weights.update({name: torch.ones(4)}))
+    assert not plan.problems
+    dropped = [move for move in plan.moves if move.operation == "drop"]
+    assert [move.source for move in dropped] == [name]
+    assert "computes them anew" in dropped[0].reason
+
+
+class TestHeads:
+    """Shapes that show a wrong number of heads."""
+
+    def test_kv_heads_that_config_does_not_name_are_an_error_not_a_pass(
+        self, tmp_path: Path
+    ) -> None:
+        plan = bent(tmp_path, lambda weights: None, num_key_value_heads=None)
+        assert "shape [16, 64], [64, 64] expected (kv_rows = 64" in errors(plan)
+
+    def test_a_wrong_number_of_kv_heads(self, tmp_path: Path) -> None:
+        plan = bent(tmp_path, lambda weights: None, num_key_value_heads=4)
+        assert "k_proj.weight" in errors(plan)
+        assert "v_proj.weight" in errors(plan)
+        assert len(plan.errors) == 2, "one line a role, not one a layer"
+
+    def test_config_and_weights_of_different_widths(self, tmp_path: Path) -> None:
+        plan = bent(tmp_path, lambda weights: None, hidden_size=128, head_dim=8)
+        assert "different models" in errors(plan)
+
+    def test_layers_beyond_those_of_the_config(self, tmp_path: Path) -> None:
+        plan = bent(tmp_path, lambda weights: None, num_hidden_layers=11)
+        assert "config.json says 11 layers" in errors(plan)
+        assert plan.counts["unknown"] == 9
+
+
+class TestOutputHead:
+    """Tied, untied, both, and in conflict."""
+
+    def test_tied_and_absent_is_written_from_the_embedding_and_said(self, tmp_path: Path) -> None:
+        plan = bent(tmp_path, lambda weights: weights.pop(HEAD), tie_word_embeddings=True)
+        assert not plan.problems
+        tie = next(move for move in plan.moves if move.operation == "tie")
+        assert (tie.source, tie.target) == (EMBEDDING, HEAD)
+        assert "written from it" in tie.reason
+
+    def test_untied_and_absent_is_an_error_not_a_tie(self, tmp_path: Path) -> None:
+        plan = bent(tmp_path, lambda weights: weights.pop(HEAD))
+        assert "lm_head.weight" in errors(plan)
+        assert "--tie embedding" in errors(plan)
+
+    def test_untied_and_absent_with_the_users_word_is_a_tie(self, tmp_path: Path) -> None:
+        plan = bent(tmp_path, lambda weights: weights.pop(HEAD), plan={"tie": "embedding"})
+        assert not plan.problems
+        assert operations(plan)["tie"] == 1
+        assert plan.params is not None
+        assert plan.params.tied
+
+    def test_tied_and_equal_is_kept(self, tmp_path: Path) -> None:
+        plan = bent(
+            tmp_path,
+            lambda weights: weights.update({HEAD: weights[EMBEDDING].clone()}),
+            tie_word_embeddings=True,
+        )
+        assert not plan.problems
+        assert operations(plan)["tie"] == 0
+
+    def conflict(self, tmp_path: Path, tie: str) -> Plan:
+        def edit(weights: dict[str, Tensor]) -> None:
+            weights[HEAD] = weights[EMBEDDING].clone()
+            weights[HEAD][79, 63] += 1
+
+        return bent(tmp_path, edit, plan={"tie": tie}, tie_word_embeddings=True)
+
+    def test_tied_and_different_in_one_element_is_an_error_until_the_user_chooses(
+        self, tmp_path: Path
+    ) -> None:
+        text = errors(self.conflict(tmp_path, "auto"))
+        for way_out in ("--tie embedding", "--tie head", "--tie untie"):
+            assert way_out in text
+
+    def test_each_choice_says_what_is_left_out(self, tmp_path: Path) -> None:
+        plan = self.conflict(tmp_path / "1", "embedding")
+        assert [m.source for m in plan.moves if m.operation == "drop"] == [HEAD]
+        assert [m.target for m in plan.moves if m.source == EMBEDDING] == [
+            "tok_embeddings.weight",
+            HEAD,
+        ]
+        plan = self.conflict(tmp_path / "2", "head")
+        assert [m.source for m in plan.moves if m.operation == "drop"] == [EMBEDDING]
+        plan = self.conflict(tmp_path / "3", "untie")
+        assert not plan.problems
+        assert operations(plan)["drop"] == 0
+        assert plan.params is not None
+        assert not plan.params.tied
+
+
+class TestBiases:
+    """TorchTitan has no place for them."""
+
+    def with_bias(self, tmp_path: Path, bias: Tensor) -> Plan:
+        def edit(weights: dict[str, Tensor]) -> None:
+            for layer in range(12):
+                weights[f"model.layers.{layer}.self_attn.q_proj.bias"] = bias.clone()
+
+        return bent(tmp_path, edit, attention_bias=True)
+
+    def test_biases_that_are_not_zero_are_an_error_by_name(self, tmp_path: Path) -> None:
+        plan = self.with_bias(tmp_path, torch.arange(64, dtype=torch.bfloat16))
+        assert len(plan.errors) == 12
+        assert "model.layers.11.self_attn.q_proj.bias" in errors(plan)
+
+    def test_biases_that_are_all_zero_are_dropped_and_said(self, tmp_path: Path) -> None:
+        plan = self.with_bias(tmp_path, torch.zeros(64))
+        assert not plan.problems
+        assert operations(plan)["drop"] == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [
+        ("model.layers.0.self_attn.q_proj.weight_scale_inv", "fp8"),
+        ("model.layers.0.self_attn.q_proj.qweight", "GPTQ"),
+        ("model.layers.0.self_attn.q_proj.weight.absmax", "bitsandbytes"),
+    ],
+)
+def test_quantised_weights_are_refused_with_the_schemes_name(
+    tmp_path: Path, name: str, scheme: str
+) -> None:
+    plan = bent(tmp_path, lambda weights: weights.update({name: torch.ones(2)}))
+    assert scheme in errors(plan)
+    assert name in errors(plan)
+
+
+def test_float8_weights_are_never_cast_as_if_plain(tmp_path: Path) -> None:
+    plan = bent(
+        tmp_path,
+        lambda weights: weights.update({Q0: weights[Q0].to(torch.float8_e4m3fn)}),
+        plan={"dtype": "float32"},
+    )
+    assert "stored as float8_e4m3fn, a quantised scheme" in errors(plan)
+
+
+def test_a_model_saved_without_its_head_class_is_hinted_at(tmp_path: Path) -> None:
+    weights = {n.removeprefix("model."): w for n, w in checkpoints.tensors().items() if n != HEAD}
+    plan = plan_of(checkpoints.write(tmp_path / "bare", weights))
+    assert "lack 'model.' in front" in errors(plan)
+
+
+def test_a_plan_of_the_405b_shapes_is_made_without_weights(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from llamaconv import keys
+    from llamaconv.params import LlamaParams
+    from llamaconv.pieces import TensorInfo
+
+    params = LlamaParams(16384, 126, 128, 8, 128, 53248, 128256, 1e-5, 500000.0)
+    checkpoint = open_checkpoint(checkpoints.write(tmp_path / "hf"))
+    infos = {}
+    for role, layer in keys.every(params):
+        name = role.in_naming("huggingface", layer)
+        assert name is not None
+        infos[name] = TensorInfo(name, "bfloat16", role.shape(params))
+    plan = make_plan(replace(checkpoint, params=params, tensors=infos))
+    assert not plan.problems
+    assert len(plan.moves) == 1137
+    assert 811e9 < plan.bytes_to_write < 812e9
+
+
+def test_what_is_shown_is_what_is_executed(source: Path, convert: Any) -> None:
+    plan = plan_of(source)
+    shown = str(plan.table(most=1000))
+    done = convert(source)
+    assert [t["target"] for t in done.receipt.tensors] == [move.target for move in plan.moves]
+    for entry in done.receipt.tensors:
+        assert entry["source"] in shown
+        assert entry["target"] in shown

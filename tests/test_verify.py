@@ -1,0 +1,183 @@
+"""Checks that can fail: each is seen to fail for the fault it is there for."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import checkpoints
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import save
+
+from llamaconv import RefusedError, rope, sample_path, verify, verify_checkpoint
+from llamaconv.convert import Conversion
+from llamaconv.verify import Verification
+
+Bend = Callable[[dict[str, Tensor]], None]
+WQ = "layers.5.attention.qkv_linear.wq.weight"
+WK = "layers.5.attention.qkv_linear.wk.weight"
+
+
+@pytest.fixture
+def target(source: Path, convert: Callable[..., Conversion]) -> Path:
+    return convert(source, verified=False).target
+
+
+def resaved(target: Path, load_dcp: Callable[[Path], dict[str, Tensor]], bend: Bend) -> Path:
+    """The target bent and saved again by torch, so that only the content is at fault."""
+    state = load_dcp(target)
+    bend(state)
+    other = target.with_name("bent")
+    save(state, checkpoint_id=other, no_dist=True)
+    shutil.copy(target / "llamaconv.json", other)
+    return other
+
+
+def checks(verification: Verification) -> dict[str, bool]:
+    return {check.name: check.ok for check in verification.checks}
+
+
+def test_a_good_target_passes_beside_yardsticks_that_do_not(source: Path, target: Path) -> None:
+    verification = verify_checkpoint(source, target)
+    assert verification.ok
+    assert checks(verification) == dict.fromkeys(
+        ("structure", "bits", "rotated scores", "logits", "loss"), True
+    )
+    for check in verification.checks:
+        assert check.yardstick is not None
+        assert check.yardstick > 100 * check.value
+    assert len(verification.layers) == 12
+    assert min(yardstick for _, yardstick in verification.layers) > 0.1
+
+
+def test_what_torch_itself_saves_from_the_same_tensors_passes(
+    source: Path, target: Path, load_dcp: Callable[[Path], dict[str, Tensor]]
+) -> None:
+    assert verify_checkpoint(source, resaved(target, load_dcp, lambda state: None)).ok
+
+
+def flip_one_bit(state: dict[str, Tensor]) -> None:
+    state["layers.11.feed_forward.w2.weight"].view(torch.int16)[63, 95] ^= 1
+
+
+def swap_norms(state: dict[str, Tensor]) -> None:
+    one, other = "layers.3.attention_norm.weight", "layers.3.ffn_norm.weight"
+    state[one], state[other] = state[other], state[one]
+
+
+def swap_gate_and_up(state: dict[str, Tensor]) -> None:
+    one, other = "layers.3.feed_forward.w1.weight", "layers.3.feed_forward.w3.weight"
+    state[one], state[other] = state[other], state[one]
+
+
+def one_head_in_the_other_layout(state: dict[str, Tensor]) -> None:
+    state[WQ][8:16] = rope.interleaved_to_half_split(state[WQ][8:16], 1)
+
+
+def k_not_reordered(state: dict[str, Tensor]) -> None:
+    state[WK] = rope.interleaved_to_half_split(state[WK], 2)
+
+
+def reordered_twice(state: dict[str, Tensor]) -> None:
+    state[WQ] = rope.half_split_to_interleaved(state[WQ], 8)
+    state[WK] = rope.half_split_to_interleaved(state[WK], 2)
+
+
+@pytest.mark.parametrize(
+    ("bend", "failing"),
+    [
+        (flip_one_bit, {"bits"}),
+        (swap_norms, {"bits", "logits"}),
+        (swap_gate_and_up, {"bits", "logits"}),
+        (one_head_in_the_other_layout, {"bits", "rotated scores"}),
+        (k_not_reordered, {"bits", "rotated scores", "logits"}),
+        (reordered_twice, {"bits", "rotated scores", "logits"}),
+        (lambda state: state.pop(WQ), {"structure"}),
+        (lambda state: state.update({WQ: state[WQ].float()}), {"structure"}),
+        (lambda state: state.update({WQ: state[WQ][:-1].clone()}), {"structure"}),
+        (lambda state: state.update({"extra.weight": torch.ones(2)}), {"structure"}),
+    ],
+)
+def test_each_fault_is_seen_by_the_check_that_is_there_for_it(
+    source: Path,
+    target: Path,
+    load_dcp: Callable[[Path], dict[str, Tensor]],
+    bend: Bend,
+    failing: set[str],
+) -> None:
+    verification = verify_checkpoint(source, resaved(target, load_dcp, bend))
+    assert not verification.ok
+    assert failing <= {name for name, ok in checks(verification).items() if not ok}
+    said = "\n".join(map(str, verification.problems()))
+    if failing == {"bits"}:
+        assert "1 of" in said
+        assert "layers.11.feed_forward.w2.weight" in said
+
+
+def test_a_half_split_target_read_as_interleaved_fails(
+    source: Path, convert: Callable[..., Conversion]
+) -> None:
+    done = convert(source, rope="half_split")
+    assert done.verification is not None
+    assert done.verification.ok
+    checkpoints.edit_json(
+        done.target / "llamaconv.json", lambda entries: entries["target"].update(rope="interleaved")
+    )
+    assert not verify_checkpoint(source, done.target).ok
+
+
+def test_without_a_receipt_the_names_tell_what_was_asked_for(source: Path, target: Path) -> None:
+    (target / "llamaconv.json").unlink()
+    assert verify_checkpoint(source, target).ok
+
+
+def test_windows_and_whole_tensors_give_the_same_verdict(
+    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for whole, window in ((0, 1), (0, 3000), (1 << 30, 1)):
+        monkeypatch.setattr(verify, "_WHOLE_BYTES", whole)
+        monkeypatch.setattr(verify, "_WINDOW_BYTES", window)
+        assert verify_checkpoint(source, target).ok
+
+
+@pytest.fixture(params=["cut", "gone", "zeroed", "other metadata"])
+def damaged(target: Path, request: pytest.FixtureRequest) -> Path:
+    file = target / "__0_0.distcp"
+    if request.param == "cut":
+        with open(file, "r+b") as handle:
+            handle.truncate(file.stat().st_size - 1000)
+    elif request.param == "gone":
+        file.unlink()
+    elif request.param == "zeroed":
+        with open(file, "r+b") as handle:
+            handle.seek(file.stat().st_size // 2)
+            handle.write(bytes(4096))
+    else:
+        (target / ".metadata").write_bytes(b"\x80\x04]\x94.")
+    return target
+
+
+def test_a_damaged_target_fails_with_a_reason_and_no_traceback(source: Path, damaged: Path) -> None:
+    if len((damaged / ".metadata").read_bytes()) < 100:
+        with pytest.raises(RefusedError, match=r"\.metadata"):
+            verify_checkpoint(source, damaged)
+        return
+    verification = verify_checkpoint(source, damaged)
+    assert not verification.ok
+    assert verification.problems()
+
+
+def test_the_loss_of_the_sample_tells_right_from_wrong(convert: Callable[..., Conversion]) -> None:
+    verification = convert(sample_path()).verification
+    assert verification is not None
+    loss = next(check for check in verification.checks if check.name == "loss")
+    assert loss.ok
+    assert loss.yardstick is not None
+    assert loss.yardstick > 1.5
+
+
+def test_a_verdict_reads_well_in_a_terminal_and_in_a_notebook(source: Path, target: Path) -> None:
+    verification = verify_checkpoint(source, target)
+    assert "done wrong" in str(verification)
+    assert "<caption>every check passed</caption>" in verification._repr_html_()
