@@ -327,11 +327,13 @@ class _Planner:
                 self.missing.append(role.in_naming("huggingface", layer) or role.name)
             elif target is not None:
                 self._move(role, tensor, target, getattr(params, role.heads or "", None), ties)
-        if self.missing:
+        explained = {name for problem in self.source.problems for name in problem.names}
+        lost = [name for name in self.missing if name not in explained]
+        if lost:
             self.error(
-                f"{len(self.missing)} tensors that a Llama of {params.n_layers} layers needs are "
-                f"missing: {some(self.missing)}. {self._cause_of_missing()}",
-                self.missing,
+                f"{len(lost)} tensors that a Llama of {params.n_layers} layers needs are "
+                f"missing: {some(lost)}. {self._cause_of_missing()}",
+                lost,
             )
         used = {move.source for move in self.moves}
         for (name, layer), tensor in self.known.items():

@@ -7,6 +7,7 @@ leaves out is listed as ignored. Only headers and JSON are read, without torch.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ class _Opener:
             )
             return None
         tensors, problems = read_header(path)
-        self.problems += problems
+        # All of its tensors are lost, so that the plan need not report them missing again.
+        self.problems += [replace(problem, names=tuple(names)) for problem in problems]
         return None if problems else tensors
 
     def _check_total(self, index_path: Path, index: dict[str, Any], complete: bool) -> None:

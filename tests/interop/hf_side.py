@@ -46,20 +46,20 @@ class Kind:
         return shape
 
 
+# What a user would call them: Llama 3 (twelve layers, so that layer 10 is not taken for layer 1);
+# Llama 2; Llama 3.1; Llama 3.2; and one whose heads together are wider than the model.
 KINDS = {
-    "Llama 3, grouped heads": Kind(n_layers=12),
-    "Llama 2, a head each": Kind(n_heads=4, n_kv_heads=4, head_dim=16, rope_theta=10_000.0),
-    "Llama 3.1, factor 8, bf16": Kind(head_dim=8, rope_scaling=LLAMA_3_1, dtype="bfloat16"),
-    "Llama 3.2, tied, factor 32, bf16": Kind(
-        tied=True, rope_scaling=LLAMA_3_1 | {"factor": 32.0}, dtype="bfloat16"
-    ),
-    "a head wider than dim / n_heads": Kind(n_kv_heads=4, head_dim=16),
+    "plain": Kind(n_layers=12),
+    "a head each": Kind(n_heads=4, n_kv_heads=4, head_dim=16, rope_theta=10_000.0),
+    "factor 8": Kind(rope_scaling=LLAMA_3_1, dtype="bfloat16"),
+    "tied": Kind(rope_scaling=LLAMA_3_1 | {"factor": 32.0}, tied=True, dtype="bfloat16"),
+    "wide": Kind(n_kv_heads=4, head_dim=16),
 }
 
 
 def save(kind: Kind, folder: Path, seed: int) -> Path:
     """Writes a random model of this kind as transformers does."""
-    scaling = {"rope_type": "llama3", **kind.rope_scaling} if kind.rope_scaling else {}
+    scaling = {"rope_type": "llama3"} | kind.rope_scaling if kind.rope_scaling else None
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=kind.dim,
@@ -69,7 +69,8 @@ def save(kind: Kind, folder: Path, seed: int) -> Path:
         num_key_value_heads=kind.n_kv_heads,
         head_dim=kind.head_dim,
         rms_norm_eps=kind.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": kind.rope_theta} | scaling,
+        rope_theta=kind.rope_theta,
+        rope_scaling=scaling,
         max_position_embeddings=131_072,
         tie_word_embeddings=kind.tied,
     )

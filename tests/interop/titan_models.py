@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 OLDER = version("torchtitan").startswith("0.2.")
+LEARNING_RATE = 0.01  # one step must change the loss by far more than rounding does
 FLAVOUR_FLAGS = (
-    ["--model.name", "llama3", "--model.flavor", "interop"]
+    ["--model.name", "llama3", "--model.flavor", "interop", f"--optimizer.lr={LEARNING_RATE}"]
     if OLDER
     else ["--module", "llama3", "--config", "llama3_interop"]
 )
@@ -47,6 +48,7 @@ def register(params: Params) -> None:
         return
 
     from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
+    from torchtitan.components.optimizer import default_adamw
     from torchtitan.models.llama3 import config_registry
 
     def llama3_interop() -> Any:
@@ -54,6 +56,7 @@ def register(params: Params) -> None:
         config.model_spec.flavor = "interop"
         config.model_spec.model = _config_0_3(params)
         loss = CrossEntropyLoss.Config(global_vocab_size=params["vocab_size"])
+        config.optimizer = default_adamw(lr=LEARNING_RATE)
         config.loss = ChunkedLossWrapper.Config(loss_fn=loss)
         return config
 

@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,9 +53,9 @@ def train(job: dict[str, Any]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
-    # 0.2.x reads the command line while its configuration is imported, so it is set before that.
     from titan_models import FLAVOUR_FLAGS, OLDER, register
 
+    # 0.2.x reads the command line while its configuration is imported, so it is set before that.
     sys.argv = ["train.py", *FLAVOUR_FLAGS, *job["flags"]]
     register(job["params"])
     if OLDER:
@@ -101,6 +102,7 @@ def pretend_gpu() -> None:
 
 
 if __name__ == "__main__":
+    assert not any(map(find_spec, ("llamaconv", "transformers"))), "TorchTitan is to judge alone"
     mode, path = sys.argv[1:]
     with open(path) as file:
         {"logits": logits, "train": train}[mode](json.load(file))
