@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]
 _BLOCK_BYTES = 4 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Conversion:
     """What a finished conversion did; ``verification`` is None where it was not asked for.
 

@@ -92,7 +92,7 @@ class Ignored:
         return f"{self.name}: {self.reason}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Checkpoint:
     """What a folder holds, read from headers only.
 

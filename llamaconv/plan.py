@@ -94,7 +94,7 @@ class Move:
         return prod(self.shape) * DTYPE_BYTES[self.dtype] if self.target else 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Everything that a conversion will do, or why it will not.
 

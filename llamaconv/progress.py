@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
@@ -18,9 +18,10 @@ _WORDS = {"write": "writing", "verify": "verifying"}
 class Bar:
     """A callback for `convert_checkpoint`; safe to call from threads. A context manager."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
         self.quiet = quiet
-        self.terminal = sys.stderr.isatty()
+        self.stream = stream or sys.stderr
+        self.terminal = self.stream.isatty()
         self._bar: tqdm[NoReturn] | None = None
         self._step = ""
         self._said = 0.0
@@ -46,12 +47,16 @@ class Bar:
                 self._draw(step, done, total)
             elif done >= total or time.monotonic() - self._said >= 1:
                 self._said = time.monotonic()
-                print(f"{_WORDS[step]}: {size(done)} of {size(total)}", file=sys.stderr, flush=True)
+                print(
+                    f"{_WORDS[step]}: {size(done)} of {size(total)}", file=self.stream, flush=True
+                )
 
     def _draw(self, step: str, done: int, total: int) -> None:
         if self._bar is None or step != self._step:
             if self._bar is not None:
                 self._bar.close()
             self._step = step
-            self._bar = tqdm(total=total, desc=_WORDS[step], unit="B", unit_scale=True)
+            self._bar = tqdm(
+                total=total, desc=_WORDS[step], unit="B", unit_scale=True, file=self.stream
+            )
         self._bar.update(done - self._bar.n)

@@ -20,7 +20,7 @@ NAME = "llamaconv.json"
 _VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Receipt:
     """What a conversion did.
 
@@ -51,6 +51,9 @@ class Receipt:
             "dropped": self.dropped,
             "tensors": self.tensors,
         }
+
+    def __repr__(self) -> str:
+        return str(self.table())
 
     def table(self) -> Table:
         """The receipt without its long lists."""

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 from llamaconv.problems import printable
 
+_LEFT = "text-align:left"
+_RIGHT = "text-align:right;white-space:nowrap"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Table:
     """Rows under named columns; ``right`` names the columns that align to the right."""
 
@@ -50,7 +53,7 @@ class Table:
 
         def cells(tag: str, texts: Sequence[str]) -> str:
             parts = (
-                f'<{tag} style="text-align:{"right" if column in self.right else "left"}">'
+                f'<{tag} style="{_RIGHT if column in self.right else _LEFT}">'
                 f"{html.escape(text)}</{tag}>"
                 for text, column in zip(texts, self.columns, strict=True)
             )

@@ -59,14 +59,21 @@ _POSITIONS = (0, 1, 2, 5, 17, 64, 257, 1000)
 
 @dataclass(frozen=True)
 class Check:
-    """One figure. ``value`` is 0 or near it when all is right; ``yardstick`` is the same figure
-    for the conversion done wrong on purpose, None where there is none to compare with."""
+    """One figure. ``value`` is at most ``tolerance`` when all is right; ``yardstick`` is the same
+    figure for the conversion done wrong on purpose, None where there is none to compare with."""
 
     name: str
     ok: bool
     value: float
     yardstick: float | None
     detail: str
+    tolerance: float = 0.0
+
+    def shown_value(self) -> str:
+        """The figure for people: rounding noise is only said to be below the tolerance."""
+        if 0 < self.value <= self.tolerance:
+            return f"< {self.tolerance:g}"
+        return f"{self.value:.3g}"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -78,7 +85,7 @@ class Check:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verification:
     """All checks of one target; ``ok`` only if each is.
 
@@ -107,8 +114,8 @@ class Verification:
             (
                 "✓" if check.ok else "✗",
                 check.name,
-                f"{check.value:.3g}",
-                "—" if check.yardstick is None else f"{check.yardstick:.3g}",
+                check.shown_value(),
+                "—" if check.yardstick is None else f"{check.yardstick:.2g}",
                 check.detail,
             )
             for check in self.checks
@@ -298,7 +305,7 @@ class _Comparison:
             detail = f"{detail}; above {_SCORE_TOLERANCE:g}: q or k are in another layout than the rotation"
         elif yardstick <= 10 * _SCORE_TOLERANCE:
             detail += "; the wrong layout would hardly show in these weights"
-        return Check("rotated scores", ok, value, yardstick, detail)
+        return Check("rotated scores", ok, value, yardstick, detail, _SCORE_TOLERANCE)
 
 
 def _other(layout: keys.Layout) -> keys.Layout:
@@ -380,21 +387,23 @@ def _check_forward(plan: Plan, folder: Path) -> list[Check]:
         found = model.forward(there, plan.params, tokens_BP, plan.target.rope)
         wrong = model.forward(here, plan.params, tokens_BP, _other(plan.source.rope))
     largest = max(1.0, right.abs().max().item())
-    value, yardstick = ((side - right).abs().max().item() for side in (found, wrong))
+    value, yardstick = ((side - right).abs().max().item() / largest for side in (found, wrong))
     losses = [model.loss(side, tokens_BP).item() for side in (right, found, wrong)]
     return [
         Check(
             "logits",
-            value <= _LOGIT_TOLERANCE * largest,
+            value <= _LOGIT_TOLERANCE,
             value,
             yardstick,
-            f"largest difference on {n_tokens} tokens, logits up to {largest:.3g}",
+            f"largest relative difference on {n_tokens} tokens, logits up to {largest:.2g}",
+            _LOGIT_TOLERANCE,
         ),
         Check(
             "loss",
             abs(losses[1] - losses[0]) <= _LOGIT_TOLERANCE,
             abs(losses[1] - losses[0]),
             abs(losses[2] - losses[0]),
-            f"source {losses[0]:.3f}, target {losses[1]:.3f}, done wrong {losses[2]:.3f} nats a token",
+            f"source {losses[0]:.2f}, target {losses[1]:.2f}, done wrong {losses[2]:.2f} nats a token",
+            _LOGIT_TOLERANCE,
         ),
     ]

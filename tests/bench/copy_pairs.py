@@ -43,7 +43,9 @@ def generate(folder: Path, n_bytes: float) -> None:
     def shard(number: int, shapes: dict[str, tuple[int, ...]]) -> None:
         generator = torch.Generator().manual_seed(number)
         tensors = {
-            name: torch.randint(15000, 16000, shape, dtype=torch.int16, generator=generator).view(torch.bfloat16)
+            name: torch.randint(15000, 16000, shape, dtype=torch.int16, generator=generator).view(
+                torch.bfloat16
+            )
             for name, shape in shapes.items()
         }
         file = f"model-{number:05d}.safetensors"
@@ -126,8 +128,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--gigabytes", type=float, default=3.0)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=None, help="where to write (default: a temporary folder)")
-    parser.add_argument("--verify", action="store_true", help="with the checks, in the whole command's time")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where to write (default: a temporary folder)"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="with the checks, in the whole command's time"
+    )
     parser.add_argument("options", nargs="*", help="options of convert, after --")
     options = parser.parse_args()
     extra = [*options.options, *([] if options.verify else ["--no-verify"])]
@@ -149,8 +155,12 @@ def main() -> None:
     print(f"{n_bytes / 1e9:.2f} GB, {options.pairs} pairs, options: {' '.join(extra)}")
     print(f"copy and fsync: {min(copies):.1f} to {max(copies):.1f} s")
     for name, ratios in (("engine / copy", engine), ("whole command / copy", whole)):
-        print(f"{name}: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
-    print(f"peak memory: {resident / 1e6:.0f} MB resident, {anonymous / 1e6:.0f} MB of it anonymous")
+        print(
+            f"{name}: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
+        )
+    print(
+        f"peak memory: {resident / 1e6:.0f} MB resident, {anonymous / 1e6:.0f} MB of it anonymous"
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""An environment for each TorchTitan release, made once and kept, and ways to run things.
+
+The idea: TorchTitan is the judge, so it gets an interpreter of its own, with the release from PyPI and
+without llamaconv or transformers. Environments live in `LLAMACONV_INTEROP_ENVS`, by default `.interop`
+in the repository's root; a marker file, written last, says that one is complete and what it was made
+from. The limit: two pytest processes must not make the same environment at the same time.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llamaconv.cli import main
+
+HERE = Path(__file__).parent
+RUNTIME_0_2 = "torchdata datasets tokenizers tyro tensorboard triton"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A TorchTitan release: the key names it reads, and what pip is asked for, in this order."""
+
+    version: str
+    generation: str
+    installs: tuple[str, ...]
+
+    def make(self) -> Path:
+        """The interpreter of this release's environment, which is made if it is not there."""
+        home = os.environ.get("LLAMACONV_INTEROP_ENVS") or HERE.parents[1] / ".interop"
+        folder = Path(home).resolve() / f"torchtitan-{self.version}"
+        python, marker = folder / "bin" / "python", folder / "complete.json"
+        # torch comes first and pinned, or torchtitan's own wish would decide which one it is.
+        pinned = f"torch=={torch.__version__.partition('+')[0]}"
+        recipe = [platform.python_version(), pinned, *self.installs]
+        if marker.exists() and json.loads(marker.read_text()) == recipe:
+            return python
+        shutil.rmtree(folder, ignore_errors=True)
+        run([sys.executable, "-m", "venv", str(folder)])
+        for arguments in (pinned, *self.installs):
+            run([str(python), "-m", "pip", "install", "--quiet", *arguments.split()])
+        marker.write_text(json.dumps(recipe))
+        return python
+
+
+RELEASES = [
+    # Neither declares triton, which both import. Of what 0.2.2 declares, Llama 3 needs only these.
+    Release("0.2.2", "titan-0.2", (RUNTIME_0_2, "--no-deps torchtitan==0.2.2")),
+    Release("0.3.0", "titan-0.3", ("torchtitan==0.3.0 triton",)),
+]
+
+
+@dataclass(frozen=True)
+class Titan:
+    """One TorchTitan release, ready to run."""
+
+    release: Release
+    python: Path
+    scratch: Path
+
+    def run(self, mode: str, job: dict[str, Any], name: str) -> tuple[Any, str]:
+        """Runs titan_side.py on a job; gives what it saved and what it printed."""
+        job = job | {"out": str(self.scratch / f"{name}.pt")}
+        path = self.scratch / f"{name}.json"
+        path.write_text(json.dumps(job))
+        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RANK")}
+        environment |= {"HF_HOME": str(self.scratch / "hf"), "HF_HUB_OFFLINE": "1"}
+        printed = run([str(self.python), str(HERE / "titan_side.py"), mode, str(path)], environment)
+        return torch.load(job["out"], weights_only=True), printed
+
+
+def run(command: list[str], environment: dict[str, str] | None = None) -> str:
+    """Runs a command to its end and gives what it printed; a failure shows the end of that."""
+    done = subprocess.run(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    if done.returncode:
+        tail = "\n".join(done.stdout.splitlines()[-40:])
+        pytest.fail(f"exit status {done.returncode}: {' '.join(command)}\n{tail}", pytrace=False)
+    return done.stdout
+
+
+def convert(source: Path, target: Path, *options: str) -> None:
+    """Converts by the command line's own entry, here, since a process each would mostly import."""
+    status = main(["convert", str(source), str(target), "--quiet", *options])
+    assert status == 0, f"exit status {status}; the captured standard error says why"
+
+
+def together(work: Callable[[str], Any], names: Iterable[str]) -> dict[str, Any]:
+    """Does the work of each name, two at a time: a TorchTitan process mostly imports."""
+    with ThreadPoolExecutor(2) as pool:
+        begun = {name: pool.submit(work, name) for name in names}
+        return {name: each.result() for name, each in begun.items()}

@@ -1,0 +1,141 @@
+"""The notebooks headless: parameters through papermill, and what a wrong one gives."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import checkpoints
+import nbformat
+import papermill
+import pytest
+import torch
+
+from llamaconv import sample_path
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+CONVERT = NOTEBOOKS / "4-convert.ipynb"
+
+PROSE_AND_CODE = [
+    (path, nbformat.read(path, as_version=4)) for path in sorted(NOTEBOOKS.glob("*.ipynb"))
+]
+
+
+def run(tmp_path: Path, *parameters: str) -> subprocess.CompletedProcess[str]:
+    """papermill as a script would call it, from a folder that is not the notebooks'."""
+    command = [sys.executable, "-m", "papermill", str(CONVERT), str(tmp_path / "run.ipynb")]
+    given = [word for one in parameters for word in ("-p", *one.split("=", 1))]
+    environment = {name: value for name, value in os.environ.items() if name != "JPY_SESSION_NAME"}
+    return subprocess.run(
+        [*command, *given, "--execution-timeout", "120", "--no-progress-bar"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+
+
+def test_papermill_converts_another_folder_with_other_options(
+    tmp_path: Path, load_dcp: Callable[[Path], dict[str, torch.Tensor]]
+) -> None:
+    source = checkpoints.write(tmp_path / "hf")
+    done = run(
+        tmp_path,
+        f"source={source}",
+        "target=out",
+        "generation=titan-0.2",
+        "rope=half_split",
+        "dtype=float32",
+        "shards=2",
+    )
+    assert done.returncode == 0, done.stderr
+    found = load_dcp(tmp_path / "out")
+    weights = checkpoints.tensors()
+    assert torch.equal(
+        found["layers.7.attention.wk.weight"],
+        weights["model.layers.7.self_attn.k_proj.weight"].float(),
+    )
+    receipt = json.loads((tmp_path / "out" / "llamaconv.json").read_text())
+    assert receipt["verified"]["ok"]
+
+
+def test_the_default_target_lies_beside_the_caller_and_may_be_replaced(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert run(tmp_path).returncode == 0
+    assert (tmp_path / "converted" / f"{sample_path().name}-titan-0.3" / ".metadata").is_file()
+
+
+@pytest.mark.parametrize(
+    ("parameter", "reason"),
+    [
+        ("sorce=/data", "unknown parameter 'sorce'; did you mean 'source'?"),
+        ("generation=titan-9", "generation is 'titan-9'; one of titan-0.3"),
+        ("shards=two", "parameter shards is 'two'; int was expected"),
+        ("shards=0", "shards is 0; a number from 1"),
+        ("interactive=perhaps", "interactive is 'perhaps'"),
+        ("source=/nowhere", "/nowhere: is not there"),
+    ],
+)
+def test_a_wrong_parameter_or_source_fails_with_the_reason_as_the_last_line(
+    tmp_path: Path, parameter: str, reason: str
+) -> None:
+    done = run(tmp_path, parameter)
+    assert done.returncode != 0
+    assert reason in [line for line in done.stderr.splitlines() if line.strip()][-1]
+    assert not (tmp_path / "converted").exists()
+
+
+def test_a_source_with_problems_stops_before_anything_is_written(tmp_path: Path) -> None:
+    source = checkpoints.write(tmp_path / "hf", num_key_value_heads=4, hidden_act="gelu")
+    done = run(tmp_path, f"source={source}", "target=out")
+    assert done.returncode != 0
+    for words in ("hidden_act is 'gelu'", "shape [16, 64], [32, 64] expected"):
+        assert words in done.stderr
+    assert "error: " in [line for line in done.stderr.splitlines() if line.strip()][-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_parameter_can_be_inspected_by_papermill() -> None:
+    found = papermill.inspect_notebook(str(CONVERT))
+    assert set(found) == {
+        *("source", "target", "to", "generation", "rope", "dtype", "shards", "tie"),
+        *("overwrite", "interactive"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "notebook"), PROSE_AND_CODE, ids=lambda value: getattr(value, "stem", "")
+)
+def test_the_notebooks_keep_their_form(path: Path, notebook: nbformat.NotebookNode) -> None:
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    prose = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert len(prose) >= len(code)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert "widgets" not in notebook.metadata
+    for cell in code:
+        if "parameters" not in cell.metadata.get("tags", []):
+            assert len(cell.source.splitlines()) <= 8
+        assert cell.execution_count, (
+            "outputs are committed with their counts: run notebooks/make.py"
+        )
+        assert not [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.FunctionDef)]
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr"
+
+
+@pytest.mark.parametrize(
+    ("path", "notebook"), PROSE_AND_CODE, ids=lambda value: getattr(value, "stem", "")
+)
+def test_every_picture_has_words_for_those_who_cannot_see_it(
+    path: Path, notebook: nbformat.NotebookNode
+) -> None:
+    text = nbformat.writes(notebook)
+    images = re.findall(r"<img [^>]*>", text)
+    assert images
+    for image in images:
+        assert len(re.search(r'alt=\\"([^"]*)\\"', image)[1]) > 40  # type: ignore[index]
