@@ -79,8 +79,8 @@ def head_layouts(head_dim: int = 16) -> Picture:
             for x, y in ((1, row), (3, target)):
                 place = {"ha": "center", "va": "center", "fontsize": 9}
                 face = "white" if second else colour
-                box = {"boxstyle": "round,pad=0.25", "facecolor": face, "edgecolor": colour}
-                box |= {"linestyle": line, "linewidth": 1.6}
+                box: dict[str, Any] = {"boxstyle": "round,pad=0.25", "facecolor": face}
+                box |= {"edgecolor": colour, "linestyle": line, "linewidth": 1.6}
                 text = "white" if pair < half * 0.6 and not second else "black"
                 axes.text(x, y, f"row {row}", color=text, bbox=box, **place)
         axes.set_xlim(0.4, 3.6)

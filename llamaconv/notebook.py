@@ -144,7 +144,7 @@ class Choices:
 
 def _unknown(name: str, names: list[str]) -> Problem:
     near = difflib.get_close_matches(name, names, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     return Problem(f"unknown parameter {name!r}{hint} The notebook has {', '.join(names)}")
 
 

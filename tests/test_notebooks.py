@@ -15,7 +15,8 @@ import papermill
 import pytest
 import torch
 
-from llamaconv import sample_path
+from llamaconv import RefusedError, Target, sample_path
+from llamaconv.notebook import Choices
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 CONVERT = NOTEBOOKS / "4-convert.ipynb"
@@ -73,10 +74,7 @@ def test_the_default_target_lies_beside_the_caller_and_may_be_replaced(tmp_path:
     ("parameter", "reason"),
     [
         ("sorce=/data", "unknown parameter 'sorce'; did you mean 'source'?"),
-        ("generation=titan-9", "generation is 'titan-9'; one of titan-0.3"),
         ("shards=two", "parameter shards is 'two'; int was expected"),
-        ("shards=0", "shards is 0; a number from 1"),
-        ("interactive=perhaps", "interactive is 'perhaps'"),
         ("source=/nowhere", "/nowhere: is not there"),
     ],
 )
@@ -87,6 +85,50 @@ def test_a_wrong_parameter_or_source_fails_with_the_reason_as_the_last_line(
     assert done.returncode != 0
     assert reason in [line for line in done.stderr.splitlines() if line.strip()][-1]
     assert not (tmp_path / "converted").exists()
+
+
+def namespace(**changes: object) -> dict[str, object]:
+    defaults = {**vars(Target()), "source": "", "target": ""}
+    return {**defaults, "overwrite": False, "interactive": "auto", "In": [""], **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"generation": "titan-9"}, "generation is 'titan-9'; one of titan-0.3"),
+        ({"shards": 0}, "shards is 0; a number from 1"),
+        ({"shards": True}, "parameter shards is True; int was expected"),
+        ({"interactive": "perhaps"}, "interactive is 'perhaps'; one of auto, yes, no"),
+        (
+            {"In": ["x", "# Parameters\ndtpye = 'keep'\n"]},
+            "unknown parameter 'dtpye'; did you mean",
+        ),
+        ({"In": ["# Parameters\nzzz = 1\n"]}, "unknown parameter 'zzz'. The notebook has source,"),
+    ],
+)
+def test_choices_are_checked_before_anything_else(changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(RefusedError, match=re.escape(reason)):
+        Choices.of(namespace(**changes))
+
+
+def test_controls_are_shown_where_a_jupyter_server_stands_behind_the_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    assert not Choices.of(namespace()).wants_controls
+    assert Choices.of(namespace(interactive="yes")).wants_controls
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebook")
+    assert Choices.of(namespace()).wants_controls
+    assert not Choices.of(namespace(interactive="no")).wants_controls
+
+
+def test_the_headless_commands_say_what_was_chosen() -> None:
+    choices = Choices.of(namespace(source="/data/my model", dtype="float32", shards=4))
+    papermill_command, command = choices.commands().splitlines()
+    assert "-p source '/data/my model' -p target" in papermill_command
+    assert "-p dtype float32 -p shards 4" in papermill_command
+    assert "llamaconv convert '/data/my model'" in command
+    assert "--dtype float32 --shards 4" in command
 
 
 def test_a_source_with_problems_stops_before_anything_is_written(tmp_path: Path) -> None:

@@ -68,14 +68,16 @@ class Titan:
     python: Path
     scratch: Path
 
-    def run(self, mode: str, job: dict[str, Any], name: str) -> tuple[Any, str]:
-        """Runs titan_side.py on a job; gives what it saved and what it printed."""
+    def run(
+        self, mode: str, job: dict[str, Any], name: str, script: str = "titan_side.py"
+    ) -> tuple[Any, str]:
+        """Runs a script of this folder on a job there; gives what it saved and what it printed."""
         job = job | {"out": str(self.scratch / f"{name}.pt")}
         path = self.scratch / f"{name}.json"
         path.write_text(json.dumps(job))
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RANK")}
         environment |= {"HF_HOME": str(self.scratch / "hf"), "HF_HUB_OFFLINE": "1"}
-        printed = run([str(self.python), str(HERE / "titan_side.py"), mode, str(path)], environment)
+        printed = run([str(self.python), str(HERE / script), mode, str(path)], environment)
         return torch.load(job["out"], weights_only=True), printed
 
 

@@ -23,41 +23,54 @@ import torch.distributed.checkpoint as dcp
 
 
 def logits(job: dict[str, Any]) -> None:
-    """Loads each DCP as TorchTitan's CheckpointManager loads a model-only one, and runs the tokens."""
+    """Loads each DCP into the model that its parameters describe, and runs the tokens."""
     tokens = torch.tensor(job["tokens"])
     torch.save({run["name"]: _logits(run, tokens) for run in job["runs"]}, job["out"])
 
 
 def _logits(run: dict[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
     from titan_models import build
-    from torchtitan.components.checkpoint import ModelWrapper
 
     model = build(run["params"])
-    wrapper = ModelWrapper(model)
-    states = wrapper.state_dict()
     try:
-        dcp.load(states, checkpoint_id=run["dcp"])
+        load(model, run["dcp"])
     except BaseException as error:  # DCP's own CheckpointException is not an Exception
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         return {"error": f"{type(error).__name__}: {error}"}
-    wrapper.load_state_dict(states)
     with torch.no_grad():
         return {"logits": model(tokens)}
 
 
+def load(model: torch.nn.Module, checkpoint: str) -> None:
+    """Loads a model-only DCP as TorchTitan's CheckpointManager does."""
+    from torchtitan.components.checkpoint import ModelWrapper
+
+    wrapper = ModelWrapper(model)
+    states = wrapper.state_dict()
+    dcp.load(states, checkpoint_id=checkpoint)
+    wrapper.load_state_dict(states)
+
+
 def train(job: dict[str, Any]) -> None:
-    """Runs TorchTitan's `main` with real flags, noting each batch and its loss before it is rounded."""
+    """Runs TorchTitan's `main` with real flags on a flavour made from the parameters."""
     pretend_gpu()
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
-    from titan_models import FLAVOUR_FLAGS, OLDER, register
+    from titan_models import FLAVOUR_FLAGS, register
 
     # 0.2.x reads the command line while its configuration is imported, so it is set before that.
     sys.argv = ["train.py", *FLAVOUR_FLAGS, *job["flags"]]
     register(job["params"])
+    train_noting(job["out"])
+
+
+def train_noting(out: str) -> None:
+    """Runs TorchTitan's `main` on `sys.argv`, noting each batch and its loss before it is rounded."""
+    from titan_models import OLDER
+
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
     if OLDER:
         from torchtitan.train import Trainer, main
     else:
@@ -77,7 +90,7 @@ def train(job: dict[str, Any]) -> None:
 
     Trainer.forward_backward_step = noting
     main(Trainer) if OLDER else main()
-    torch.save(steps, job["out"])
+    torch.save(steps, out)
 
 
 def pretend_gpu() -> None:
@@ -101,8 +114,12 @@ def pretend_gpu() -> None:
         dist.set_timeout = dist.distributed_c10d._set_pg_timeout
 
 
-if __name__ == "__main__":
+def alone() -> None:
     assert not any(map(find_spec, ("llamaconv", "transformers"))), "TorchTitan is to judge alone"
+
+
+if __name__ == "__main__":
+    alone()
     mode, path = sys.argv[1:]
     with open(path) as file:
         {"logits": logits, "train": train}[mode](json.load(file))

@@ -1,0 +1,76 @@
+"""llamaconv's advice, obtained from its command line and put before a TorchTitan release.
+
+The idea: `llamaconv convert --json` gives a command and, here always, the text of a module; the text is
+saved as the command expects it, the command's words go to TorchTitan, and nothing but that describes
+the model. The limit: of the command, what comes before `torchtitan.train` (torchrun, eight processes)
+is left out, and a training gets what a test needs beside it: a text, a tokenizer, small sizes, fp32.
+"""
+
+import json
+import shlex
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from titan_env import Titan, convert
+from titan_training import FLAGS, OWN_FLAGS
+
+LAUNCH = "torchrun --nproc-per-node 8 -m torchtitan.train "
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What one conversion said: where the DCP is, the command, the module's text, the notes."""
+
+    dcp: str
+    command: str
+    module: str
+    notes: tuple[str, ...]
+
+    def job(self, folder: Path) -> dict[str, Any]:
+        """Saves the module in a new folder; gives that, and what TorchTitan's own code gets to read."""
+        folder.mkdir()
+        (folder / "converted_llama.py").write_text(self.module)
+        assert self.command.startswith(LAUNCH), self.command
+        return {"folder": str(folder), "words": shlex.split(self.command.removeprefix(LAUNCH))}
+
+
+def advised(source: Path, target: Path, titan: Titan, *options: str) -> Advice:
+    """Converts for a release by the command line's own entry, and takes down its advice."""
+    printed = StringIO()
+    with redirect_stdout(printed):
+        convert(source, target, "--generation", titan.release.generation, "--json", *options)
+    said = json.loads(printed.getvalue())
+    return Advice(said["target"], said["next"], said["module"], tuple(said["notes"]))
+
+
+def logits(
+    titan: Titan, asked: dict[str, tuple[Advice, str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """The logits of each: an advice, the DCP to load (mostly its own) and the tokens.
+
+    All in one process, since TorchTitan takes far longer to import than to run a small model.
+    """
+    runs = []
+    for name, (advice, dcp, ids) in asked.items():
+        job = advice.job(titan.scratch / f"advice {len(runs)}")
+        runs.append(job | {"name": name, "dcp": dcp, "tokens": ids.tolist()})
+    saved, _ = titan.run("logits", {"runs": runs}, "advice", "advice_side.py")
+    return saved
+
+
+def train(titan: Titan, advice: Advice, corpus: Path, name: str) -> tuple[dict[str, Any], str]:
+    """One step with the advised words; gives its batch and loss, and what TorchTitan printed."""
+    job = advice.job(titan.scratch / f"train {name}")
+    dump, assets, data = OWN_FLAGS[titan.release.version]
+    added = FLAGS | {"--training.steps": "1", assets: str(corpus), data: str(corpus / "data")}
+    # c4_test is read from a plain folder, c4 (the default of 0.3.0's large flavours) is not.
+    added[data.replace("_path", "")] = "c4_test"
+    if dump not in job["words"]:
+        added[dump] = str(titan.scratch / f"dump {name}")
+    job["words"] += [word for flag in added.items() for word in flag]
+    steps, printed = titan.run("train", job, f"advice-{name}", "advice_side.py")
+    return steps[0], printed

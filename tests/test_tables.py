@@ -1,0 +1,44 @@
+"""Tables for terminals and notebooks, and what strangers' names must not do in them."""
+
+import pytest
+
+from llamaconv.tables import Table, size
+
+
+def test_columns_line_up_and_numbers_stand_right() -> None:
+    table = Table(("name", "n"), [("a", 1), ("long name", 1000)], right=("n",))
+    assert str(table).splitlines() == [
+        "name          n",
+        "---------  ----",
+        "a             1",
+        "long name  1000",
+    ]
+
+
+def test_what_is_left_out_is_said() -> None:
+    table = Table(("n",), [(i,) for i in range(100)], most=3)
+    assert str(table).splitlines()[-1] == "… and 97 more rows"
+    assert "… and 97 more rows" in table._repr_html_()
+
+
+def test_names_are_text_in_html_and_in_a_terminal() -> None:
+    evil = "<img src=x onerror=alert(1)>\x1b[2J"
+    table = Table(("name",), [(evil,)], caption=evil)
+    assert "<img" not in table._repr_html_()
+    assert "&lt;img src=x onerror=alert(1)&gt;" in table._repr_html_()
+    assert "\x1b" not in str(table) + table._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (1640704, "1.64 MB"),
+        (999_900_000, "1 GB"),
+        (16e12, "16 TB"),
+    ],
+)
+def test_sizes_in_powers_of_ten(n_bytes: int, text: str) -> None:
+    assert size(int(n_bytes)) == text
