@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from llamaconv.convert import convert_checkpoint
     from llamaconv.formats.detect import open_checkpoint
     from llamaconv.params import LlamaParams
-    from llamaconv.plan import Target, make_plan
+    from llamaconv.plan import Target
+    from llamaconv.planner import make_plan
     from llamaconv.problems import FailedError, RefusedError
     from llamaconv.sample import sample_path
     from llamaconv.verify import verify_checkpoint
@@ -25,7 +26,7 @@ _HOMES = {
     "RefusedError": "problems",
     "Target": "plan",
     "convert_checkpoint": "convert",
-    "make_plan": "plan",
+    "make_plan": "planner",
     "open_checkpoint": "formats.detect",
     "sample_path": "sample",
     "verify_checkpoint": "verify",

@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llamaconv.plan import CHOICES, Plan, Target, make_plan
+from llamaconv.plan import CHOICES, Plan, Target
+from llamaconv.planner import make_plan
 from llamaconv.problems import FailedError, Problem, RefusedError, printable
+from llamaconv.tables import parse_size
 from llamaconv.version import __version__
 
 # torch is imported by the commands that write or compare, not by those that only look.
@@ -100,7 +102,7 @@ def _json(command: argparse.ArgumentParser, run: Any) -> None:
 def _target_options(command: argparse.ArgumentParser) -> None:
     defaults = Target()
     helps = {
-        "to": "format of the target",
+        "to": "format of the target; auto is dcp, and from a DCP hf",
         "generation": "key names of the DCP: 0.3.0 and later, 0.1.0 to 0.2.2, or of 2024",
         "rope": "layout of the q and k rows",
         "dtype": "keep each tensor's dtype, or cast",
@@ -110,13 +112,40 @@ def _target_options(command: argparse.ArgumentParser) -> None:
         default = getattr(defaults, option)
         text = f"{helps[option]} (default {default})"
         command.add_argument(f"--{option}", choices=choices, default=default, help=text)
-    command.add_argument("--shards", type=int, default=1, metavar="K", help="row chunks a tensor")
+    command.add_argument(
+        "--shards",
+        type=int,
+        default=1,
+        metavar="K",
+        help="row chunks a tensor of a DCP (default 1)",
+    )
+    command.add_argument(
+        "--max-shard-size",
+        type=_size,
+        default=defaults.max_shard_size,
+        metavar="5GB",
+        help="longest file of a Hugging Face folder (default 5GB)",
+    )
+    command.add_argument(
+        "--assets",
+        default="",
+        metavar="DIR",
+        help="where config.json and tokenizer come from (default: the source, or its receipt's)",
+    )
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _open_plan(options: argparse.Namespace) -> Plan:
     from llamaconv.formats.detect import open_checkpoint
 
-    target = Target(shards=options.shards, **{name: getattr(options, name) for name in CHOICES})
+    names = (*CHOICES, "shards", "max_shard_size", "assets")
+    target = Target(**{name: getattr(options, name) for name in names})
     return make_plan(open_checkpoint(options.source), target)
 
 

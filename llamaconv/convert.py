@@ -13,6 +13,7 @@ import datetime
 import errno
 import os
 import platform
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,9 @@ import safetensors
 import torch
 
 from llamaconv import receipt, rope, titan, verify
-from llamaconv.formats import dcp
+from llamaconv.assets import assets_folder
+from llamaconv.checks import Verification
+from llamaconv.formats import dcp, huggingface_write
 from llamaconv.pieces import PieceReader, TensorInfo
 from llamaconv.plan import Move, Plan
 from llamaconv.problems import FailedError, Problem, RefusedError
@@ -51,7 +54,7 @@ class Conversion:
     seconds: float
     bytes_read: int
     bytes_written: int
-    verification: verify.Verification | None
+    verification: Verification | None
     receipt: receipt.Receipt
     advice: titan.Advice
 
@@ -96,7 +99,7 @@ def convert_checkpoint(
     as_step_0: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Executes ``plan`` and writes the DCP at ``target``, complete or not at all.
+    """Executes ``plan`` and writes the checkpoint at ``target``, complete or not at all.
 
     ``workers`` threads write, by default one a processor and four at most. ``as_step_0`` takes
     ``target`` for a TorchTitan dump folder and writes ``target/checkpoint/step-0``.
@@ -107,6 +110,8 @@ def convert_checkpoint(
     plan.check()
     assert plan.params is not None
     dump, target = Path(target), Path(target)
+    if as_step_0 and plan.target.to != "dcp":
+        raise RefusedError("--as-step-0 is for a DCP; leave it out, or choose --to dcp")
     if as_step_0:
         target = dump / "checkpoint" / "step-0"
     workers = workers or min(4, os.cpu_count() or 1)
@@ -141,14 +146,17 @@ def convert_checkpoint(
         bytes_written=engine.bytes_written,
         verification=verification,
         receipt=record,
-        advice=titan.advise(
-            record.params,
-            plan.target.generation,
-            plan.target.rope,
-            target,
-            dump if as_step_0 else None,
-        ),
+        advice=_advise(plan, target, dump if as_step_0 else None),
     )
+
+
+def _advise(plan: Plan, target: Path, dump: Path | None) -> titan.Advice:
+    assert plan.params is not None
+    if plan.target.to == "dcp":
+        return titan.advise(plan.params, plan.target.generation, plan.target.layout, target, dump)
+    load = f"AutoModelForCausalLM.from_pretrained({str(target)!r})"
+    command = f"python -c {shlex.quote(f'from transformers import AutoModelForCausalLM; {load}')}"
+    return titan.Advice("transformers", "", command, "", ())
 
 
 class _Engine:
@@ -170,7 +178,7 @@ class _Engine:
         """Writes the target's tensors to ``folder``; digests by tensor."""
         tensors = [TensorInfo(move.writes, move.dtype, move.shape) for move in self.plan.written]
         with self._reader, _one_thread_each():
-            digests = dcp.write(folder, tensors, self.plan.target.shards, self.blocks, workers)
+            digests = self._write_format(folder, tensors, workers)
         if self.overflows:
             raise FailedError(
                 Problem(
@@ -181,6 +189,18 @@ class _Engine:
                 for name, count in self.overflows.items()
             )
         return digests
+
+    def _write_format(
+        self, folder: Path, tensors: list[TensorInfo], workers: int
+    ) -> dict[str, list[str]]:
+        target, params = self.plan.target, self.plan.params
+        assert params is not None
+        if target.to == "dcp":
+            return dcp.write(folder, tensors, target.shards, self.blocks, workers)
+        assets = assets_folder(self.plan.source, target)
+        dtypes = {tensor.dtype for tensor in tensors}
+        huggingface_write.write_assets(folder, params, dtypes, assets)
+        return huggingface_write.write(folder, tensors, target.max_shard_size, self.blocks, workers)
 
     def blocks(self, name: str, first: int, last: int) -> Iterator[memoryview]:
         """The target's bytes of rows ``first`` to ``last``, a block at a time.
@@ -213,7 +233,7 @@ class _Engine:
         rows = rows.view(-1, *source.shape[1:])
         if move.heads:
             heads = rows.shape[0] * move.heads // move.shape[0]
-            rows = rope.relayout(rows, heads, self.layout, self.plan.target.rope)
+            rows = rope.relayout(rows, heads, self.layout, self.plan.target.layout)
         dtype = getattr(torch, move.dtype)
         out = memoryview(bytearray(rows.numel() * dtype.itemsize))
         # copy_ casts; a view over the bytes needs no numpy to get at them.
@@ -276,18 +296,20 @@ def _fingerprint(plan: Plan) -> dict[Path, tuple[int, int]]:
 
 
 def _receipt(
-    plan: Plan, digests: dict[str, list[str]], verification: verify.Verification | None
+    plan: Plan, digests: dict[str, list[str]], verification: Verification | None
 ) -> receipt.Receipt:
     assert plan.params is not None
+    assets = assets_folder(plan.source, plan.target)
     files = {piece.file for tensor in plan.source.tensors.values() for piece in tensor.pieces}
     return receipt.Receipt(
         source={
             "path": str(plan.source.path.resolve()),
             "format": plan.source.format,
             "rope": plan.source.rope,
+            "assets": str(assets.resolve()) if assets else None,
             "files": {file.name: file.stat().st_size for file in sorted(files)},
         },
-        target=asdict(plan.target),
+        target={**asdict(plan.target), "rope": plan.target.layout},
         params=plan.params,
         tensors=[
             {

@@ -17,7 +17,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from llamaconv.verify import Verification
+from llamaconv.checks import Verification
 
 _STYLE = {
     "font.size": 10,

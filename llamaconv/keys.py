@@ -117,8 +117,10 @@ def _pattern(naming: str) -> dict[str, Role]:
     return {template: role for role in ROLES.values() if (template := role.names[naming])}
 
 
-def identify(name: str, naming: str) -> tuple[Role, int | None] | None:
+def identify(name: str, naming: str | None) -> tuple[Role, int | None] | None:
     """Role and layer of a tensor, or None where ``naming`` knows no such name."""
+    if naming is None:
+        return None
     parts = name.split(".")
     for at, part in enumerate(parts):
         # Only plain decimal layers: "01" or "²" are somebody else's names.

@@ -75,6 +75,46 @@ class LlamaParams:
         )
 
 
+def to_config(
+    params: LlamaParams, dtype: str | None, base: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """config.json for ``params``, in the spelling of transformers 4, which 5 reads as well.
+
+    ``dtype`` is that of the weights, None where they differ. ``base`` is another config.json
+    whose further entries (token ids, …) are kept.
+    """
+    config = {k: v for k, v in (base or {}).items() if k not in ("rope_parameters", "dtype")}
+    scaling = params.rope_scaling
+    config |= {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": params.dim,
+        "intermediate_size": params.ffn_dim,
+        "num_hidden_layers": params.n_layers,
+        "num_attention_heads": params.n_heads,
+        "num_key_value_heads": params.n_kv_heads,
+        "head_dim": params.head_dim,
+        "vocab_size": params.vocab_size,
+        "rms_norm_eps": params.norm_eps,
+        "rope_theta": params.rope_theta,
+        "rope_scaling": None
+        if scaling is None
+        else {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_position,
+        },
+        "tie_word_embeddings": params.tied,
+        "torch_dtype": dtype,
+    }
+    if params.max_position is not None:
+        config["max_position_embeddings"] = params.max_position
+    return config
+
+
 # The entries of config.json that the shapes of tensors can stand in for: role and axis.
 _FROM_SHAPE = {
     "hidden_size": ("tok_embeddings", 1),

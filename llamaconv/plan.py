@@ -1,16 +1,12 @@
 """The plan: every move from a source checkpoint to a target, with all problems at once.
 
-The preview is the program: `convert` executes the very object that is shown here. Made from
-headers alone, without torch; weights are read only where a decision hangs on them (a tied
-head that is also stored, biases a target has no place for).
-
-Limit: a plan is a value for one target; change an option and make another.
+The preview is the program: `convert` executes the very object that is shown here. `planner`
+makes it. Limit: a plan is a value for one target; change an option and make another.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import prod
@@ -18,15 +14,15 @@ from typing import Any, Literal
 
 from llamaconv import keys
 from llamaconv.params import LlamaParams
-from llamaconv.pieces import DTYPE_BYTES, WEIGHT_DTYPES, Checkpoint, PieceReader, TensorInfo
-from llamaconv.problems import Problem, RefusedError, some, warning
+from llamaconv.pieces import DTYPE_BYTES, Checkpoint
+from llamaconv.problems import Problem, RefusedError
 from llamaconv.tables import Table, size
 
 Operation = Literal["copy", "reorder", "cast", "tie", "drop"]
 
 # What a target option may be; the command line and the notebook offer the same.
 CHOICES: dict[str, tuple[str, ...]] = {
-    "to": ("dcp",),
+    "to": ("auto", "dcp", "hf"),
     "generation": ("titan-0.3", "titan-0.2", "titan-2024"),
     "rope": ("interleaved", "half_split"),
     "dtype": ("keep", "float32", "bfloat16", "float16"),
@@ -42,14 +38,18 @@ PEAK_MEMORY_BYTES = 350_000_000
 class Target:
     """What to make of a checkpoint; the options of the command line by the same names.
 
-    Raises `RefusedError` for a value that is not offered.
+    ``to`` of "auto" is a DCP, and from a DCP the way back to Hugging Face. ``max_shard_size``
+    is in bytes. ``assets`` is the folder that config.json and tokenizer come from, by default
+    the source, or what its receipt names. Raises `RefusedError` for a value that is not offered.
     """
 
-    to: str = "dcp"
+    to: str = "auto"
     generation: str = "titan-0.3"
     rope: keys.Layout = "interleaved"
     dtype: str = "keep"
     shards: int = 1
+    max_shard_size: int = 5_000_000_000
+    assets: str = ""
     tie: str = "auto"
 
     def __post_init__(self) -> None:
@@ -62,8 +62,33 @@ class Target:
             problems.append(
                 Problem(f"shards is {self.shards!r}; a number from 1 to 65536 was expected")
             )
+        if type(self.max_shard_size) is not int or self.max_shard_size < 1:
+            problems.append(
+                Problem(
+                    f"max_shard_size is {self.max_shard_size!r}; a number of bytes was expected"
+                )
+            )
         if problems:
             raise RefusedError(problems)
+
+    def resolve(self, source: Checkpoint) -> Target:
+        """The same with ``to`` decided."""
+        if self.to != "auto":
+            return self
+        return replace(self, to="hf" if source.format == "dcp" else "dcp")
+
+    @property
+    def naming(self) -> str:
+        """The column of `keys` that the target's names come from."""
+        return self.generation if self.to == "dcp" else "huggingface"
+
+    @property
+    def layout(self) -> keys.Layout:
+        """The layout of the target's q and k rows; only a DCP leaves a choice."""
+        return self.rope if self.to == "dcp" else "half_split"
+
+    def __str__(self) -> str:
+        return f"dcp {self.generation}" if self.to == "dcp" else "Hugging Face"
 
 
 @dataclass(frozen=True)
@@ -201,7 +226,7 @@ class Plan:
         classes = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
         state = f"; {len(self.errors)} problems, nothing will be written" if self.errors else ""
         return (
-            f"{self.source.path.name} → {target.to} {target.generation}, {target.rope} rows, "
+            f"{self.source.path.name} → {target}, {target.layout} rows, "
             f"dtype {target.dtype}: {classes or 'no tensors'}{state}"
         )
 
@@ -210,288 +235,3 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
-
-
-def make_plan(source: Checkpoint, target: Target | None = None) -> Plan:
-    """The plan from an opened checkpoint to a target. Never raises for a bad checkpoint."""
-    planner = _Planner(source, target or Target())
-    return planner.plan()
-
-
-# Endings of tensors that belong to a quantised weight, and the schemes that write them.
-_QUANTISED = {
-    ".weight_scale_inv": "block-wise fp8",
-    ".weight_scale": "fp8 or int8 (compressed-tensors)",
-    ".input_scale": "fp8 (compressed-tensors)",
-    ".weight_packed": "compressed-tensors",
-    ".qweight": "GPTQ or AWQ",
-    ".qzeros": "GPTQ or AWQ",
-    ".scales": "GPTQ or AWQ",
-    ".g_idx": "GPTQ",
-    ".SCB": "bitsandbytes int8",
-    ".absmax": "bitsandbytes 4 bit",
-    ".quant_map": "bitsandbytes 4 bit",
-}
-
-
-class _Planner:
-    """Sorts every source tensor into one class and collects what is wrong on the way."""
-
-    def __init__(self, source: Checkpoint, target: Target) -> None:
-        self.source = source
-        self.target = target
-        self.params = source.params
-        self.problems = list(source.problems)
-        self.moves: list[Move] = []
-        self.unknown: list[str] = []
-        self.missing: list[str] = []
-        self.known: dict[tuple[str, int | None], TensorInfo] = {}
-
-    def plan(self) -> Plan:
-        if self.source.format != "huggingface":
-            self.problems.append(_unreadable(self.source))
-        else:
-            self._sort_tensors()
-            if self.params is not None:
-                self._move_all(self.params)
-                self._check_tensors(self.params)
-        if self.target.rope != "interleaved":
-            self.problems.append(
-                warning(
-                    "rope half_split keeps q and k rows as transformers has them; every TorchTitan "
-                    "release turns interleaved pairs, so its model needs a rotate-half RoPE"
-                )
-            )
-        return Plan(
-            source=self.source,
-            target=self.target,
-            params=self.params,
-            moves=tuple(self.moves),
-            problems=tuple(self.problems),
-            unknown=tuple(self.unknown),
-            missing=tuple(self.missing),
-        )
-
-    def error(self, message: str, names: Iterable[str] = ()) -> None:
-        self.problems.append(Problem(message, tuple(names)))
-
-    # Sorting: every name is a role's, dropped on purpose, or unknown.
-
-    def _sort_tensors(self) -> None:
-        schemes: dict[str, list[str]] = {}
-        for name, tensor in self.source.tensors.items():
-            known = keys.identify(name, self.source.naming or "")
-            if keys.is_computed(name):
-                self._drop(tensor, "RoPE's angles: every model computes them anew")
-            elif known and (self.params is None or (known[1] or 0) < self.params.n_layers):
-                self.known[known[0].name, known[1]] = tensor
-            else:
-                self.unknown.append(name)
-                for ending, scheme in _QUANTISED.items():
-                    if name.endswith(ending):
-                        schemes.setdefault(scheme, []).append(name)
-        for scheme, names in schemes.items():
-            self.error(
-                f"{len(names)} tensors belong to quantised weights, scheme {scheme}: {some(names)}. "
-                "They are not converted; use the repository's unquantised weights",
-                names,
-            )
-        quantised = {name for names in schemes.values() for name in names}
-        rest = [name for name in self.unknown if name not in quantised]
-        if rest:
-            self.error(f"{len(rest)} tensors fit no Llama: {some(rest)}{self._hint(rest)}", rest)
-
-    def _hint(self, unknown: list[str]) -> str:
-        beyond = [name for name in unknown if keys.identify(name, "huggingface")]
-        if beyond and self.params:
-            return (
-                f". config.json says {self.params.n_layers} layers and these are of later ones: "
-                "config and weights are of different models"
-            )
-        if all(keys.identify(f"model.{name}", "huggingface") for name in unknown):
-            return ". They lack 'model.' in front: saved from LlamaModel, not LlamaForCausalLM"
-        return ". They are of another model family, or of an extension that has to be merged first"
-
-    def _drop(self, tensor: TensorInfo, reason: str) -> None:
-        self.moves.append(Move(tensor.name, None, "drop", tensor.dtype, tensor.shape, reason))
-
-    # Moving: every role that a complete Llama has, in the order of a forward pass.
-
-    def _move_all(self, params: LlamaParams) -> None:
-        sources = dict(self.known)
-        ties = self._resolve_head(sources)
-        for role, layer in keys.every(params):
-            tensor = sources.get((role.name, layer))
-            target = role.in_naming(self.target.generation, layer)
-            if tensor is None:
-                self.missing.append(role.in_naming("huggingface", layer) or role.name)
-            elif target is not None:
-                self._move(role, tensor, target, getattr(params, role.heads or "", None), ties)
-        explained = {name for problem in self.source.problems for name in problem.names}
-        lost = [name for name in self.missing if name not in explained]
-        if lost:
-            self.error(
-                f"{len(lost)} tensors that a Llama of {params.n_layers} layers needs are "
-                f"missing: {some(lost)}. {self._cause_of_missing()}",
-                lost,
-            )
-        used = {move.source for move in self.moves}
-        for (name, layer), tensor in self.known.items():
-            if tensor.name not in used:
-                self._leave_out(keys.ROLES[name], layer, tensor)
-
-    def _cause_of_missing(self) -> str:
-        if self.missing == ["lm_head.weight"]:
-            return (
-                "config.json says tie_word_embeddings false, so the head is not the embedding: the "
-                "download is incomplete; if the model is tied after all, say so with --tie embedding"
-            )
-        return "The download is incomplete, or config.json is of another model"
-
-    def _resolve_head(self, sources: dict[tuple[str, int | None], TensorInfo]) -> dict[str, str]:
-        """Which tensor becomes the head and which the embedding; reasons by target role."""
-        embedding, head = sources.get(("tok_embeddings", None)), sources.get(("output", None))
-        assert self.params is not None
-        tied, tie = self.params.tied, self.target.tie
-        if tie in ("embedding", "head"):
-            self.params = replace(self.params, tied=True)
-        elif tie == "untie":
-            self.params = replace(self.params, tied=False)
-        if embedding is None or (head is None and not tied and tie != "embedding"):
-            return {}
-        if tie == "head" and head is None:
-            self.error("--tie head: the source has no lm_head.weight to take; use --tie embedding")
-            return {}
-        if head is None:
-            sources["output", None] = embedding
-            return {"output": "tied to the embedding and not stored: written from it"}
-        if tie == "embedding":
-            sources["output", None] = embedding
-            return {"output": "--tie embedding: written from the embedding"}
-        if tie == "head":
-            sources["tok_embeddings", None] = head
-            return {"tok_embeddings": "--tie head: written from the head"}
-        if tied and tie == "auto" and not _same_bytes(embedding, head):
-            self.error(
-                f"config.json ties the head to the embedding, but {head.name} and {embedding.name} "
-                "differ. Choose: --tie embedding, --tie head, or --tie untie to keep both",
-                (head.name, embedding.name),
-            )
-        return {}
-
-    def _move(
-        self,
-        role: keys.Role,
-        tensor: TensorInfo,
-        target: str,
-        heads: int | None,
-        ties: dict[str, str],
-    ) -> None:
-        dtype = tensor.dtype if self.target.dtype == "keep" else self.target.dtype
-        cast = f"{tensor.dtype} to {dtype}" if dtype != tensor.dtype else ""
-        reorder = heads is not None and self.source.rope != self.target.rope
-        operation: Operation
-        if role.name in ties:
-            operation, reason = "tie", ties[role.name] + (f"; {cast}" if cast else "")
-        elif reorder:
-            operation = "reorder"
-            reason = f"{heads} heads, {self.source.rope} to {self.target.rope}"
-            reason += f"; {cast}" if cast else ""
-        elif cast:
-            operation, reason = "cast", cast
-        else:
-            operation, reason = "copy", "same bytes"
-        self.moves.append(
-            Move(
-                tensor.name,
-                target,
-                operation,
-                dtype,
-                tensor.shape,
-                reason,
-                heads if reorder else None,
-            )
-        )
-
-    def _leave_out(self, role: keys.Role, layer: int | None, tensor: TensorInfo) -> None:
-        if not role.optional:
-            self._drop(tensor, f"--tie {self.target.tie}: replaced by the other")
-            return
-        self._drop(tensor, f"{self.target.generation} has no biases; all zero, so nothing is lost")
-        if not _all_zero(tensor):
-            self.error(
-                f"{tensor.name}: a bias that is not zero; TorchTitan's Llama has no biases, so the "
-                "target would compute something else",
-                (tensor.name,),
-            )
-
-    # Checking: shapes by the table's formula, dtypes that are weights.
-
-    def _check_tensors(self, params: LlamaParams) -> None:
-        wrong: dict[tuple[str, tuple[int, ...]], list[str]] = {}
-        dtypes: dict[str, list[str]] = {}
-        for (name, _), tensor in self.known.items():
-            if tensor.shape != keys.ROLES[name].shape(params):
-                wrong.setdefault((name, tensor.shape), []).append(tensor.name)
-            if tensor.dtype not in WEIGHT_DTYPES:
-                dtypes.setdefault(tensor.dtype, []).append(tensor.name)
-        for (name, shape), names in wrong.items():
-            role = keys.ROLES[name]
-            formula = ", ".join(f"{axis} = {getattr(params, axis)}" for axis in role.axes)
-            self.error(
-                f"{some(names, 3)}: shape {list(shape)}, {list(role.shape(params))} expected "
-                f"({formula}, {params.n_heads} heads and {params.n_kv_heads} kv heads of "
-                f"{params.head_dim}). config.json and the weights are of different models",
-                names,
-            )
-        for dtype, names in dtypes.items():
-            kind = (
-                "a quantised scheme"
-                if dtype.startswith(("float8", "int", "uint"))
-                else "no weights"
-            )
-            self.error(
-                f"{len(names)} tensors are stored as {dtype}, {kind}: {some(names, 3)}. "
-                f"Weights are one of {', '.join(WEIGHT_DTYPES)}; use the unquantised ones",
-                names,
-            )
-
-
-def _unreadable(source: Checkpoint) -> Problem:
-    written = f", written by llamaconv as {source.generation}" if source.receipt else ""
-    return Problem(
-        f"{source.path}: this is a {source.format} checkpoint{written}, {source.rope} rows; it is "
-        "not converted again. The source of a conversion is a Hugging Face folder"
-    )
-
-
-_COMPARED_BYTES = 1 << 22
-
-
-def _same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    with PieceReader() as reader:
-        for first, last in _blocks(one):
-            buffers = [bytearray((last - first) * one.row_bytes) for _ in range(2)]
-            for tensor, buffer in zip((one, other), buffers, strict=True):
-                reader.read_rows(tensor, first, last, memoryview(buffer))
-            if buffers[0] != buffers[1]:
-                return False
-    return True
-
-
-def _all_zero(tensor: TensorInfo) -> bool:
-    with PieceReader() as reader:
-        for first, last in _blocks(tensor):
-            buffer = bytearray((last - first) * tensor.row_bytes)
-            reader.read_rows(tensor, first, last, memoryview(buffer))
-            if buffer.count(0) != len(buffer):
-                return False
-    return True
-
-
-def _blocks(tensor: TensorInfo) -> Iterable[tuple[int, int]]:
-    step = max(1, _COMPARED_BYTES // max(1, tensor.row_bytes))
-    for first in range(0, tensor.n_rows, step):
-        yield first, min(first + step, tensor.n_rows)

@@ -13,7 +13,7 @@ from typing import Any
 
 from llamaconv.files import read_json
 from llamaconv.params import LlamaParams
-from llamaconv.problems import RefusedError
+from llamaconv.problems import Problem, RefusedError
 from llamaconv.tables import Table
 
 NAME = "llamaconv.json"
@@ -24,7 +24,8 @@ _VERSION = 1
 class Receipt:
     """What a conversion did.
 
-    ``source`` has ``path``, ``format``, ``rope`` and ``files`` (name to bytes); ``target`` the
+    ``source`` has ``path``, ``format``, ``rope``, ``files`` (name to bytes) and ``assets``, the
+    folder that config.json and tokenizer came from, or None; ``target`` the
     target's options; ``tensors`` one entry a tensor written: ``source``, ``target``,
     ``operation``, ``dtype``, ``shape`` and ``digests``, the xxh3-128 of each row chunk's bytes.
     ``verified`` holds the checks, None where they were not run.
@@ -79,6 +80,15 @@ class Receipt:
 def write(folder: Path, receipt: Receipt) -> None:
     text = json.dumps(receipt.to_json(), indent=1, ensure_ascii=True)
     (folder / NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def try_read(folder: Path, problems: list[Problem]) -> Receipt | None:
+    """`read`, with a refusal added to ``problems`` instead of raised."""
+    try:
+        return read(folder)
+    except RefusedError as error:
+        problems.extend(error.problems)
+        return None
 
 
 def read(folder: Path) -> Receipt | None:

@@ -18,10 +18,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llamaconv.formats.huggingface import ASSETS
 from llamaconv.problems import RefusedError, some
 
 SUFFIX = ".llamaconv-partial"
 _RECEIPT, _METADATA = "llamaconv.json", ".metadata"
+# What a checkpoint of ours consists of, beside weights; a folder with anything else is not
+# replaced.
+_OURS = {_RECEIPT, _METADATA, "config.json", "model.safetensors.index.json", *ASSETS}
 
 
 def check_target(target: Path, source: Path, needed_bytes: int, overwrite: bool) -> None:
@@ -55,9 +59,9 @@ def _check_existing(target: Path, overwrite: bool) -> None:
     strangers = [
         name
         for name in sorted(names)
-        if name not in (_RECEIPT, _METADATA) and not name.endswith(".distcp")
+        if name not in _OURS and not name.endswith((".distcp", ".safetensors"))
     ]
-    if strangers or _METADATA not in names:
+    if strangers or not {_METADATA, _RECEIPT} & set(names):
         raise RefusedError(
             f"{target}: is not only a checkpoint, so --overwrite will not replace it "
             f"(found {some(strangers or names)}); choose another target"

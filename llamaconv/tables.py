@@ -7,6 +7,7 @@ theme's own. The limit: cells are short texts; nothing wraps.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,17 @@ class Table:
             body += f'\n<tr><td colspan="{len(self.columns)}">… and {left} more rows</td></tr>'
         head = cells("th", self.columns)
         return f"<table>{caption}\n<thead>{head}</thead>\n<tbody>{body}</tbody></table>"
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as people write it, ``5GB`` or ``500 MB``. Raises ``ValueError``."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError(f"{text!r} is no size; one like 5GB or 500MB was expected")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def size(n_bytes: int) -> str:

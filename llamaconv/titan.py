@@ -139,7 +139,7 @@ class Advice:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [f"# TorchTitan {self.release}"]
+        lines = [f"# {self.release}"]
         if self.module:
             lines += ["# save as converted_llama.py and run from its folder:", self.module]
         lines += [self.command, *(f"note: {note}" for note in self.notes)]
@@ -168,10 +168,10 @@ def advise(
         note = (
             "no release loads these names as they are; convert to titan-0.3 or titan-0.2 to train"
         )
-        return Advice("of 2024", "", "", "", (note,))
+        return Advice("TorchTitan of 2024", "", "", "", (note,))
     missing = _cannot(params, release, layout)
     if missing:
-        return Advice(release.version, "", "", "", (missing,))
+        return Advice(f"TorchTitan {release.version}", "", "", "", (missing,))
     flavour = _stock_flavour(params, release) if layout == "interleaved" else None
     name = flavour.name if flavour else "converted"
     words = release.choose if flavour else release.define

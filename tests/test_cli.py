@@ -179,9 +179,9 @@ def test_our_own_output_is_not_converted_again(
     sample: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["convert", sample, str(tmp_path / "dcp"), "--quiet"]) == 0
-    assert main(["convert", str(tmp_path / "dcp"), str(tmp_path / "again")]) == 2
+    assert main(["convert", str(tmp_path / "dcp"), str(tmp_path / "again"), "--to", "dcp"]) == 2
     said = capsys.readouterr().err
-    assert "written by llamaconv as titan-0.3, interleaved rows" in said
+    assert "is dcp titan-0.3, interleaved rows already; there is nothing to convert" in said
     assert not (tmp_path / "again").exists()
 
 

@@ -48,9 +48,12 @@ def test_converting_imports_no_pictures() -> None:
 
 # Each room may import those before it; a house with one direction has no cycles.
 ORDER = [
-    "version problems files tables keys params pieces sample rope model titan receipt staging progress",
-    "formats",
-    "plan",
+    "version problems files tables params keys rope pieces compare sample model titan receipt",
+    "formats progress",
+    "plan head assets",
+    "planner staging",
+    "checks oracles",
+    "comparison",
     "verify",
     "convert",
     "figures",

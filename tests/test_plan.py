@@ -141,7 +141,7 @@ class TestHeads:
 
     def test_layers_beyond_those_of_the_config(self, tmp_path: Path) -> None:
         plan = bent(tmp_path, lambda weights: None, num_hidden_layers=11)
-        assert "config.json says 11 layers" in errors(plan)
+        assert "The parameters say 11 layers" in errors(plan)
         assert plan.counts["unknown"] == 9
 
 

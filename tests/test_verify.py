@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import save
 
-from llamaconv import RefusedError, rope, sample_path, verify, verify_checkpoint
+from llamaconv import (
+    RefusedError,
+    comparison,
+    oracles,
+    rope,
+    sample_path,
+    verify_checkpoint,
+)
 from llamaconv.convert import Conversion
-from llamaconv.verify import Verification
+from llamaconv.checks import Verification
 
 Bend = Callable[[dict[str, Tensor]], None]
 WQ = "layers.5.attention.qkv_linear.wq.weight"
@@ -136,8 +143,8 @@ def test_windows_and_whole_tensors_give_the_same_verdict(
     source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for whole, window in ((0, 1), (0, 3000), (1 << 30, 1)):
-        monkeypatch.setattr(verify, "_WHOLE_BYTES", whole)
-        monkeypatch.setattr(verify, "_WINDOW_BYTES", window)
+        monkeypatch.setattr(oracles, "WHOLE_BYTES", whole)
+        monkeypatch.setattr(comparison, "WINDOW_BYTES", window)
         assert verify_checkpoint(source, target).ok
 
 

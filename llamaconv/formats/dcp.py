@@ -21,7 +21,7 @@ import os
 import pickle
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -54,18 +54,15 @@ from torch.distributed.checkpoint.utils import _create_file_view
 from torch.futures import Future
 
 from llamaconv import keys, receipt
+from llamaconv.formats.blocks import Blocks, write_all
 from llamaconv.pieces import DTYPE_BYTES, Checkpoint, Ignored, Piece, TensorInfo
-from llamaconv.problems import FailedError, Problem, RefusedError, some
+from llamaconv.problems import FailedError, Problem, RefusedError, some, warning
 from llamaconv.titan import GENERATIONS
 
 METADATA = ".metadata"
 
 # What a reader passes by: optimizer and trainer state of a full training checkpoint.
 _TRAINER_STATE = ("optimizer", "lr_scheduler", "dataloader", "train_state", "ft_dataloader")
-
-Blocks = Callable[[str, int, int], Iterator[memoryview]]
-"""(tensor, first row, last row excluded) to the target's bytes of those rows, in order."""
-
 
 # Writing
 
@@ -218,7 +215,7 @@ class _Entry(io.RawIOBase):
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         with self._remembering():
-            _write_all(self.file, view)
+            write_all(self.file, view)
         return len(view)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -229,7 +226,7 @@ class _Entry(io.RawIOBase):
                 if self.stop.is_set():
                     raise FailedError("stopped, another thread failed")
                 self.digest.update(block)
-                _write_all(self.file, block)
+                write_all(self.file, block)
                 self.payload_bytes += len(block)
         return self.file.tell()
 
@@ -245,11 +242,6 @@ class _Entry(io.RawIOBase):
         if self.payload_bytes != expected:
             raise FailedError(f"{expected} bytes were to be written, {self.payload_bytes} were")
         return self.digest.hexdigest()
-
-
-def _write_all(file: BinaryIO, view: memoryview) -> None:
-    while len(view):
-        view = view[file.write(view) :]
 
 
 def _files(items: Iterable[WriteItem]) -> Iterator[list[WriteItem]]:
@@ -290,8 +282,8 @@ def open_folder(folder: Path) -> Checkpoint:
     metadata cannot be trusted or read.
     """
     metadata = read_metadata(folder)
-    written = receipt.read(folder)
     problems: list[Problem] = []
+    written = receipt.try_read(folder, problems) or _of_step_0(folder, problems)
     ignored: list[Ignored] = []
     tensors: dict[str, TensorInfo] = {}
     for name, entry in metadata.state_dict_metadata.items():
@@ -323,6 +315,17 @@ def open_folder(folder: Path) -> Checkpoint:
         ignored=tuple(ignored),
         receipt=written.to_json() if written else None,
     )
+
+
+def _of_step_0(folder: Path, problems: list[Problem]) -> receipt.Receipt | None:
+    """The receipt of the step-0 that a later step of TorchTitan was trained from."""
+    origin = folder.absolute().parent / "step-0"
+    found = receipt.try_read(origin, problems) if folder.name.startswith("step-") else None
+    if found:
+        problems.append(
+            warning(f"{folder}: no receipt; parameters and layout are those of {origin}'s")
+        )
+    return found
 
 
 def _generation(tensors: Iterable[str]) -> str | None:

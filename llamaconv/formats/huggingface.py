@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llamaconv import keys
+from llamaconv import keys, receipt
 from llamaconv.files import try_json
 from llamaconv.formats.safetensors_header import read_header
 from llamaconv.params import LlamaParams, from_config
@@ -20,6 +20,18 @@ from llamaconv.problems import Problem, printable, some, warning
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+# Everything that transformers saves beside weights and configuration.
+ASSETS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
 _NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 
 
@@ -41,6 +53,7 @@ def open_folder(path: Path) -> Checkpoint:
     if (folder / "adapter_config.json").is_file() or any("lora_" in n for n in opener.tensors):
         opener.error(f"{folder}: these are adapter weights (LoRA); merge the adapter first")
     params = opener.read_params()
+    written = receipt.try_read(folder, opener.problems)
     return Checkpoint(
         path=path,
         format="huggingface",
@@ -50,6 +63,7 @@ def open_folder(path: Path) -> Checkpoint:
         params=params,
         problems=tuple(opener.problems),
         ignored=tuple(opener.ignored),
+        receipt=written.to_json() if written else None,
     )
 
 

@@ -1,0 +1,83 @@
+"""What verification finds, as values: a check is one figure beside its yardstick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llamaconv.problems import Problem
+from llamaconv.tables import Table
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure. ``value`` is at most ``tolerance`` when all is right; ``yardstick`` is the same
+    figure for the conversion done wrong on purpose, None where there is none to compare with."""
+
+    name: str
+    ok: bool
+    value: float
+    yardstick: float | None
+    detail: str
+    tolerance: float = 0.0
+
+    def shown_value(self) -> str:
+        """The figure for people: rounding noise is only said to be below the tolerance."""
+        if 0 < self.value <= self.tolerance:
+            return f"< {self.tolerance:g}"
+        return f"{self.value:.3g}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "ok": self.ok,
+            "value": self.value,
+            "yardstick": self.yardstick,
+            "detail": self.detail,
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class Verification:
+    """All checks of one target; ``ok`` only if each is.
+
+    ``layers`` holds each layer's rotated-score error and its yardstick.
+    """
+
+    checks: tuple[Check, ...]
+    layers: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.checks) and all(check.ok for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ok": self.ok, "checks": [check.to_json() for check in self.checks]}
+
+    def problems(self) -> list[Problem]:
+        return [
+            Problem(f"check {check.name} failed: {check.detail}")
+            for check in self.checks
+            if not check.ok
+        ]
+
+    def table(self) -> Table:
+        rows = [
+            (
+                "✓" if check.ok else "✗",
+                check.name,
+                check.shown_value(),
+                "—" if check.yardstick is None else f"{check.yardstick:.2g}",
+                check.detail,
+            )
+            for check in self.checks
+        ]
+        columns = ("", "check", "value", "done wrong", "what it says")
+        caption = "every check passed" if self.ok else "NOT what the source says"
+        return Table(columns, rows, caption=caption, right=("value", "done wrong"))
+
+    def __repr__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()

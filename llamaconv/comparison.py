@@ -1,0 +1,169 @@
+"""One pass over both sides of a conversion: the bits of every tensor, the scores of every layer.
+
+The source's rows are placed by index arithmetic from the definition of the layouts, and both
+sides are read by `oracles`; nothing here is shared with the engine. A window of whole heads or
+of rows is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from llamaconv import keys, rope
+from llamaconv.checks import Check
+from llamaconv.oracles import WHOLE_BYTES, Oracle
+from llamaconv.params import LlamaParams
+from llamaconv.plan import Move, Plan
+from llamaconv.problems import some
+
+Progress = Callable[[int, int], None]
+"""Bytes compared so far, and bytes to compare in all."""
+
+# A window of rows that is compared at once; at least one head where rows are re-ordered.
+WINDOW_BYTES = 4 << 20
+# Scores of the two layouts differ only by the rounding of float32 sums.
+SCORE_TOLERANCE = 1e-4
+# Positions of the queries and keys; differences cover short and long distances.
+_POSITIONS = (0, 1, 2, 5, 17, 64, 257, 1000)
+
+
+class Comparison:
+    """One pass over both sides: bits of every tensor, scores of every layer."""
+
+    def __init__(self, plan: Plan, source: Oracle, target: Oracle) -> None:
+        assert plan.params and plan.source.rope
+        self.plan = plan
+        self.params: LlamaParams = plan.params
+        self.layout: keys.Layout = plan.source.rope
+        self.source = source
+        self.target = target
+        self.wrong_layout = other_layout(plan.source.rope)
+        self.n_elements = self.n_different = self.n_if_wrong = 0
+        self.different: list[str] = []
+        self.layers: list[tuple[float, float]] = []
+        generator = torch.Generator().manual_seed(0)
+        shape = (len(_POSITIONS), self.params.dim)
+        self._x_PC = torch.randn(shape, generator=generator) / self.params.dim**0.5
+        self._projected: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def run(self, progress: Progress) -> None:
+        total, done = self.plan.bytes_to_write, 0
+        for batch in _batches(self.plan.written):
+            self.source.prefetch([move.source for move in batch])
+            self.target.prefetch([move.writes for move in batch])
+            for move in batch:
+                row_bytes = move.nbytes // move.shape[0]
+                for n_rows in self._compare(move, row_bytes):
+                    done += n_rows * row_bytes
+                    progress(done, total)
+
+    def _compare(self, move: Move, row_bytes: int) -> Iterator[int]:
+        """Compares one tensor window by window; yields the rows of each."""
+        dtype = getattr(torch, move.dtype)
+        known = keys.identify(move.writes, self.plan.target.naming)
+        heads = getattr(self.params, known[0].heads) if known and known[0].heads else None
+        unit = move.shape[0] // heads if heads else 1
+        step = max(1, WINDOW_BYTES // (unit * row_bytes)) * unit
+        products: list[tuple[Tensor, Tensor]] = []
+        before = self.n_different
+        for first in range(0, move.shape[0], step):
+            last = min(first + step, move.shape[0])
+            source = self.source.rows(move.source, first, last).to(dtype)
+            actual = self.target.rows(move.writes, first, last)
+            expected = wrong = source
+            if heads:
+                other = source[_order(last - first, unit, self.plan.source.rope)]
+                expected, wrong = (other, source) if move.heads else (source, other)
+                if len(move.shape) == 2:
+                    products.append((self._x_PC @ source.float().T, self._x_PC @ actual.float().T))
+            self.n_elements += actual.numel()
+            self.n_different += _count_different(expected, actual)
+            self.n_if_wrong += _count_different(wrong, actual)
+            yield last - first
+        if self.n_different > before:
+            self.different.append(move.writes)
+        if products and known:
+            self._keep(known[0].name, products)
+
+    def _keep(self, role: str, products: list[tuple[Tensor, Tensor]]) -> None:
+        """q or k of one layer at the positions, both sides; scores once both are there."""
+        source_PHD, target_PHD = (
+            torch.cat(side, dim=1).unflatten(1, (-1, self.params.head_dim))
+            for side in zip(*products, strict=True)
+        )
+        self._projected[role] = source_PHD, target_PHD
+        if len(self._projected) < 2:
+            return
+        (q_s, q_t), (k_s, k_t) = self._projected.pop("wq"), self._projected.pop("wk")
+        params, plan = self.params, self.plan
+        inverse_F = rope.inverse_frequencies(
+            params.head_dim, params.rope_theta, params.rope_scaling
+        )
+        angles_PF = rope.angles(torch.tensor(_POSITIONS), inverse_F)
+        right = rope.scores(q_s, k_s, angles_PF, self.layout)
+        found = rope.scores(q_t, k_t, angles_PF, plan.target.layout)
+        wrong = rope.scores(q_s, k_s, angles_PF, self.wrong_layout)
+        apart = ~torch.eye(len(_POSITIONS), dtype=torch.bool)
+        scale = right[:, apart].abs().max().clamp_min(1e-30)
+        error, yardstick = (
+            ((side - right)[:, apart].abs().max() / scale).item() for side in (found, wrong)
+        )
+        self.layers.append((error, yardstick))
+
+    def bits_check(self) -> Check:
+        detail = f"all {self.n_elements:,} elements equal the source's, read whole and re-ordered by index"
+        if self.n_different:
+            detail = (
+                f"{self.n_different:,} of {self.n_elements:,} elements differ, in "
+                f"{len(self.different)} tensors: {some(self.different, 4)}"
+            )
+        return Check(
+            "bits", not self.n_different, float(self.n_different), float(self.n_if_wrong), detail
+        )
+
+    def scores_check(self) -> Check:
+        value = max((error for error, _ in self.layers), default=float("inf"))
+        yardstick = min((wrong for _, wrong in self.layers), default=0.0)
+        # nan is not below the tolerance.
+        ok = value <= SCORE_TOLERANCE
+        detail = f"largest relative difference over {len(self.layers)} layers, distances 1 to {_POSITIONS[-1]}"
+        if not ok:
+            detail = f"{detail}; above {SCORE_TOLERANCE:g}: q or k are in another layout than the rotation"
+        elif yardstick <= 10 * SCORE_TOLERANCE:
+            detail += "; the wrong layout would hardly show in these weights"
+        return Check("rotated scores", ok, value, yardstick, detail, SCORE_TOLERANCE)
+
+
+def other_layout(layout: keys.Layout) -> keys.Layout:
+    return "half_split" if layout == "interleaved" else "interleaved"
+
+
+def _order(n_rows: int, head_dim: int, layout: str | None) -> Tensor:
+    """Which source row each row of the other layout is, from the definition, a row at a time."""
+    half = head_dim // 2
+    if layout == "half_split":  # interleaved row 2i is row i, row 2i + 1 is row i + half
+        head = [i // 2 + half * (i % 2) for i in range(head_dim)]
+    else:  # half_split row i is row 2i, row i + half is row 2i + 1
+        head = [2 * (i % half) + i // half for i in range(head_dim)]
+    return torch.tensor([start + row for start in range(0, n_rows, head_dim) for row in head])
+
+
+def _count_different(one: Tensor, other: Tensor) -> int:
+    """Elements whose bits differ; a NaN equals itself, 0.0 and -0.0 differ."""
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
+    return int(torch.count_nonzero(one.contiguous().view(whole) != other.contiguous().view(whole)))
+
+
+def _batches(moves: Iterable[Move]) -> Iterator[list[Move]]:
+    """Moves in order, so that small tensors are loaded together and long ones alone."""
+    batch: list[Move] = []
+    for move in moves:
+        if batch and sum(m.nbytes for m in batch) + move.nbytes > 2 * WHOLE_BYTES:
+            yield batch
+            batch = []
+        batch.append(move)
+    if batch:
+        yield batch

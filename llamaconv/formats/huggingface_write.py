@@ -1,0 +1,119 @@
+"""Writing a Hugging Face folder: shards streamed, an index of what was written, the rest copied.
+
+A ``.safetensors`` file is a length, a JSON header and the bytes in order, so blocks go straight
+from the engine to the file. config.json is written from the parameters; generation config and
+tokenizer come from the assets' folder, as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from llamaconv.files import read_json
+from llamaconv.formats.blocks import Blocks, write_all
+from llamaconv.formats.huggingface import ASSETS, INDEX, SINGLE
+from llamaconv.formats.safetensors_header import DTYPES
+from llamaconv.params import LlamaParams, to_config
+from llamaconv.pieces import TensorInfo
+
+_STORED = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def write(
+    folder: Path, tensors: Sequence[TensorInfo], max_shard_size: int, blocks: Blocks, workers: int
+) -> dict[str, list[str]]:
+    """Write ``tensors`` (pieces not needed) as shards of at most ``max_shard_size`` bytes each.
+
+    A tensor that is longer gets a shard of its own. Returns the xxh3-128 digest of each tensor's
+    bytes by name, in a list of one. Raises what ``blocks`` raises, and ``OSError``.
+    """
+    shards = list(_shards(tensors, max_shard_size))
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = [SINGLE]
+    digests: dict[str, list[str]] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = [
+            pool.submit(_write_shard, folder / name, shard, blocks)
+            for name, shard in zip(names, shards, strict=True)
+        ]
+        try:
+            for job in jobs:
+                digests |= job.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if len(shards) > 1:
+        weight_map = {
+            tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard
+        }
+        total = sum(tensor.nbytes for tensor in tensors)
+        _dump(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    return digests
+
+
+def _shards(tensors: Sequence[TensorInfo], most: int) -> Iterator[list[TensorInfo]]:
+    shard: list[TensorInfo] = []
+    filled = 0
+    for tensor in tensors:
+        if shard and filled + tensor.nbytes > most:
+            yield shard
+            shard, filled = [], 0
+        shard.append(tensor)
+        filled += tensor.nbytes
+    if shard:
+        yield shard
+
+
+def _write_shard(path: Path, shard: list[TensorInfo], blocks: Blocks) -> dict[str, list[str]]:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in shard:
+        offsets = [end, end := end + tensor.nbytes]
+        header[tensor.name] = {
+            "dtype": _STORED[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": offsets,
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # Readers map the file: the data begins at a multiple of 8, as the library pads it.
+    text += b" " * (-len(text) % 8)
+    digests = {}
+    with open(path, "xb", buffering=0) as file:
+        write_all(file, memoryview(len(text).to_bytes(8, "little") + text))
+        for tensor in shard:
+            digest = xxhash.xxh3_128()
+            for block in blocks(tensor.name, 0, tensor.n_rows):
+                digest.update(block)
+                write_all(file, block)
+            digests[tensor.name] = [digest.hexdigest()]
+        os.fsync(file.fileno())
+    return digests
+
+
+def write_assets(folder: Path, params: LlamaParams, dtypes: set[str], assets: Path | None) -> None:
+    """config.json from ``params``, and what else ``assets`` has of a model's small files."""
+    base: Mapping[str, Any] | None = None
+    if assets is not None and (assets / "config.json").is_file():
+        base = read_json(assets / "config.json")
+    dtype = next(iter(dtypes)) if len(dtypes) == 1 else None
+    _dump(folder / "config.json", to_config(params, dtype, base))
+    if assets is not None:
+        for name in ASSETS:
+            if (assets / name).is_file():
+                shutil.copyfile(assets / name, folder / name)
+
+
+def _dump(path: Path, content: Mapping[str, Any]) -> None:
+    with open(path, "x", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,86 @@
+"""Reading rows with other people's readers, to check what the engine wrote against.
+
+safetensors reads Hugging Face files, `dcp.load` reads distributed checkpoints. It always reads
+whole entries, so tensors of more than some MiB are read in windows, at the place in their file
+where torch itself finds them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+
+from llamaconv.pieces import Checkpoint, PieceReader, TensorInfo
+
+# Tensors up to this size are loaded by `dcp.load` whole, a batch at a time.
+WHOLE_BYTES = 16 << 20
+
+
+class Oracle:
+    """Rows of a checkpoint's tensors, by a reader that is not ours."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+
+    def prefetch(self, names: Sequence[str]) -> None:
+        """Says which tensors are asked for next; those before may be forgotten."""
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows ``first`` to ``last``, the last one excluded, as they are stored."""
+        raise AssertionError
+
+
+class SafetensorsOracle(Oracle):
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        # Opened anew each time: a mapping kept open would count all that was read as memory.
+        with safe_open(self.checkpoint.tensors[name].pieces[0].file, framework="pt") as file:
+            rows: Tensor = file.get_slice(name)[first:last]
+        return rows
+
+
+class DcpOracle(Oracle):
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self._loaded: dict[str, Tensor] = {}
+
+    def prefetch(self, names: Sequence[str]) -> None:
+        tensors = [self.checkpoint.tensors[name] for name in dict.fromkeys(names)]
+        small = [tensor for tensor in tensors if tensor.nbytes <= WHOLE_BYTES]
+        self._loaded = load_dcp(self.checkpoint.path, small)
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        if name in self._loaded:
+            return self._loaded[name][first:last]
+        tensor = self.checkpoint.tensors[name]
+        buffer = bytearray((last - first) * tensor.row_bytes)
+        with PieceReader() as reader:
+            reader.read_rows(tensor, first, last, memoryview(buffer))
+        return torch.frombuffer(buffer, dtype=getattr(torch, tensor.dtype)).view(
+            -1, *tensor.shape[1:]
+        )
+
+
+def oracle(checkpoint: Checkpoint) -> Oracle:
+    """The reader for a checkpoint's format."""
+    if checkpoint.format == "dcp":
+        return DcpOracle(checkpoint)
+    return SafetensorsOracle(checkpoint)
+
+
+def load_dcp(folder: Path, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
+    """``tensors`` of the checkpoint in ``folder``, whole, through `dcp.load`."""
+    state = {
+        tensor.name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
+        for tensor in tensors
+    }
+    if state:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.distributed is disabled")
+            dcp_load(state, checkpoint_id=folder, no_dist=True)
+    return state
