@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from llamaconv import keys
+from llamaconv.config import from_config
 from llamaconv.files import try_json
-from llamaconv.params import from_config
 from llamaconv.pieces import Checkpoint
 from llamaconv.plan import Target
 from llamaconv.problems import Problem, warning
@@ -23,6 +23,9 @@ def assets_folder(source: Checkpoint, target: Target) -> Path | None:
         return Path(target.assets).expanduser()
     if source.format == "huggingface":
         return source.path if source.path.is_dir() else source.path.parent
+    if source.format == "meta":
+        # Hugging Face's repositories of Llama hold Meta's files under original/.
+        return source.path if (source.path / "config.json").is_file() else None
     recorded = source.receipt["source"].get("assets") if source.receipt else None
     if recorded and (Path(recorded) / "config.json").is_file():
         return Path(recorded)

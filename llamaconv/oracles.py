@@ -1,6 +1,6 @@
 """Reading rows with other people's readers, to check what the engine wrote against.
 
-safetensors reads Hugging Face files, `dcp.load` reads distributed checkpoints. It always reads
+safetensors and ``torch.load`` read files, `dcp.load` reads distributed checkpoints. It always reads
 whole entries, so tensors of more than some MiB are read in windows, at the place in their file
 where torch itself finds them.
 """
@@ -66,10 +66,41 @@ class DcpOracle(Oracle):
         )
 
 
+class TorchFileOracle(Oracle):
+    """``torch.load``, mapped, and ``torch.cat`` where a tensor lies in several files."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self._files: dict[Path, dict[str, Tensor]] = {}
+
+    def prefetch(self, names: Sequence[str]) -> None:
+        # Mapped anew a batch: what was read of a mapping counts as memory until it is closed.
+        self._files.clear()
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        tensor = self.checkpoint.tensors[name]
+        parts = []
+        for piece in tensor.pieces:
+            top = piece.start[0]
+            begin, end = max(first, top), min(last, top + piece.shape[0])
+            if begin < end:
+                parts.append(self._open(piece.file)[name][begin - top : end - top])
+        narrow = len(tensor.pieces) > 1 and tensor.pieces[1].start[0] == 0
+        return torch.cat(parts, dim=1 if narrow else 0)
+
+    def _open(self, path: Path) -> dict[str, Tensor]:
+        if path not in self._files:
+            self._files[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return self._files[path]
+
+
 def oracle(checkpoint: Checkpoint) -> Oracle:
     """The reader for a checkpoint's format."""
     if checkpoint.format == "dcp":
         return DcpOracle(checkpoint)
+    files = {piece.file for tensor in checkpoint.tensors.values() for piece in tensor.pieces}
+    if any(file.suffix != ".safetensors" for file in files):
+        return TorchFileOracle(checkpoint)
     return SafetensorsOracle(checkpoint)
 
 

@@ -220,8 +220,6 @@ def test_adapters_are_recognised(source: Path) -> None:
     ("name", "words"),
     [
         ("model.distcp", "no .metadata"),
-        ("consolidated.00.pth", "Meta's original files"),
-        ("pytorch_model.bin", "pytorch_model"),
         ("adapter_model.bin", "merge the adapter first"),
         ("notes.txt", "notes.txt found"),
     ],

@@ -6,7 +6,8 @@ import pytest
 from checkpoints import CONFIG, GQA
 from transformers import LlamaConfig
 
-from llamaconv.params import LlamaParams, RopeScaling, from_config
+from llamaconv.config import from_config
+from llamaconv.params import LlamaParams, RopeScaling
 
 SCALING = {
     "rope_type": "llama3",

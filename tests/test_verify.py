@@ -18,8 +18,8 @@ from llamaconv import (
     sample_path,
     verify_checkpoint,
 )
-from llamaconv.convert import Conversion
 from llamaconv.checks import Verification
+from llamaconv.convert import Conversion
 
 Bend = Callable[[dict[str, Tensor]], None]
 WQ = "layers.5.attention.qkv_linear.wq.weight"

@@ -21,7 +21,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if path.is_file():
         if path.name.endswith((".safetensors", ".safetensors.index.json")):
             return huggingface.open_folder(path)
-        raise RefusedError(f"{path}: is neither a folder nor a .safetensors file")
+        if path.suffix == ".bin":
+            return huggingface.open_folder(path)
+        raise RefusedError(f"{path}: is neither a folder nor a .safetensors or .bin file")
     names = {entry.name for entry in path.iterdir()}
     if ".metadata" in names:
         # The only format that needs torch to open.
@@ -30,7 +32,17 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return dcp.open_folder(path)
     if any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
         return huggingface.open_folder(path)
+    if any(name.startswith("pytorch_model") and ".bin" in name for name in names):
+        return huggingface.open_folder(path)
+    if _has_meta_files(path):
+        from llamaconv.formats import meta
+
+        return meta.open_folder(path)
     raise RefusedError(f"{path}: {_not_a_checkpoint(names)}")
+
+
+def _has_meta_files(path: Path) -> bool:
+    return any(any(folder.glob("consolidated.*.pth")) for folder in (path, path / "original"))
 
 
 def _not_a_checkpoint(names: set[str]) -> str:
@@ -39,10 +51,6 @@ def _not_a_checkpoint(names: set[str]) -> str:
             "has .distcp files but no .metadata: a distributed checkpoint whose saving never "
             "finished, or whose download left the hidden file out"
         )
-    if any(name.startswith("consolidated") and name.endswith(".pth") for name in names):
-        return "holds Meta's original files; convert the Hugging Face version of the model"
-    if any(name.startswith("pytorch_model") and name.endswith(".bin") for name in names):
-        return "holds pytorch_model*.bin; convert the version with *.safetensors files"
     if "adapter_model.bin" in names or "adapter_config.json" in names:
         return "holds adapter weights (LoRA); merge the adapter first"
     found = ", ".join(sorted(names)[:6]) or "nothing"

@@ -1,20 +1,23 @@
 """Hugging Face folders: ``*.safetensors`` with an index, one ``model.safetensors``, or one file.
 
 The index decides which file holds a tensor; headers are checked against it, and whatever it
-leaves out is listed as ignored. Only headers and JSON are read, without torch.
+leaves out is listed as ignored. Only headers and JSON are read, without torch; where a folder
+has no safetensors, ``pytorch_model*.bin`` is read the same way, with it.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llamaconv import keys, receipt
+from llamaconv.config import from_config
 from llamaconv.files import try_json
 from llamaconv.formats.safetensors_header import read_header
-from llamaconv.params import LlamaParams, from_config
+from llamaconv.params import LlamaParams
 from llamaconv.pieces import Checkpoint, Ignored, TensorInfo
 from llamaconv.problems import Problem, printable, some, warning
 
@@ -32,7 +35,7 @@ ASSETS = (
     "vocab.json",
     "merges.txt",
 )
-_NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
+_NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.(?:safetensors|bin)")
 
 
 def open_folder(path: Path) -> Checkpoint:
@@ -41,15 +44,17 @@ def open_folder(path: Path) -> Checkpoint:
     Never raises for bad content: what is wrong is in ``problems``, all of it.
     """
     folder = path if path.is_dir() else path.parent
-    opener = _Opener(folder)
-    if path.is_file() and path.name != INDEX:
+    opener = _Opener(folder, _kind(path))
+    kind = opener.kind
+    if path.is_file() and path.name != kind.index:
         opener.read_all([path])
-    elif (folder / INDEX).is_file():
+    elif (folder / kind.index).is_file():
         opener.read_indexed()
-    elif (folder / SINGLE).is_file():
+    elif (folder / kind.single).is_file():
         opener.read_single()
     else:
-        opener.read_all(sorted(folder.glob("*.safetensors")))
+        opener.read_all(sorted(folder.glob(kind.files)))
+    opener.ignore_other_kind()
     if (folder / "adapter_config.json").is_file() or any("lora_" in n for n in opener.tensors):
         opener.error(f"{folder}: these are adapter weights (LoRA); merge the adapter first")
     params = opener.read_params()
@@ -67,11 +72,42 @@ def open_folder(path: Path) -> Checkpoint:
     )
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """One of the two kinds of weight files that transformers has."""
+
+    index: str
+    single: str
+    files: str
+    read_header: Callable[[Path], tuple[dict[str, TensorInfo], list[Problem]]]
+
+
+def _read_bin(path: Path) -> tuple[dict[str, TensorInfo], list[Problem]]:
+    # Only this kind needs torch.
+    from llamaconv.formats import torch_file
+
+    return torch_file.read_header(path)
+
+
+_SAFETENSORS = _Kind(INDEX, SINGLE, "*.safetensors", read_header)
+_BIN = _Kind("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin", _read_bin)
+
+
+def _kind(path: Path) -> _Kind:
+    """Safetensors where there are any, as transformers prefers them."""
+    if path.is_file():
+        return _BIN if path.suffix == ".bin" or path.name == _BIN.index else _SAFETENSORS
+    found = [kind for kind in (_SAFETENSORS, _BIN) if any(path.glob(kind.files))]
+    found += [kind for kind in (_SAFETENSORS, _BIN) if (path / kind.index).exists()]
+    return found[0] if found else _SAFETENSORS
+
+
 class _Opener:
     """Gathers tensors, problems and what is ignored while a folder is looked through."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: _Kind) -> None:
         self.folder = folder
+        self.kind = kind
         self.tensors: dict[str, TensorInfo] = {}
         self.problems: list[Problem] = []
         self.ignored: list[Ignored] = []
@@ -79,9 +115,15 @@ class _Opener:
     def error(self, message: str, names: tuple[str, ...] = ()) -> None:
         self.problems.append(Problem(message, names))
 
+    def ignore_other_kind(self) -> None:
+        """Weights of the other kind beside these are the same model once more."""
+        other = _BIN if self.kind is _SAFETENSORS else _SAFETENSORS
+        for extra in sorted(self.folder.glob(other.files)):
+            self.ignored.append(Ignored(extra.name, f"{self.kind.files} stand beside it"))
+
     def read_indexed(self) -> None:
         """Shards by the index, with a diff of index and headers."""
-        index_path = self.folder / INDEX
+        index_path = self.folder / self.kind.index
         index = try_json(index_path, self.problems)
         if index is None:
             return
@@ -119,7 +161,7 @@ class _Opener:
                 for name in shard
                 if weight_map.get(name) != file
             ]
-        for extra in sorted(self.folder.glob("*.safetensors")):
+        for extra in sorted(self.folder.glob(self.kind.files)):
             if extra.name not in by_file:
                 self.ignored.append(Ignored(extra.name, "the index does not name it"))
         self._check_total(index_path, index, complete=len(found) == len(by_file))
@@ -145,7 +187,7 @@ class _Opener:
                 tuple(names),
             )
             return None
-        tensors, problems = read_header(path)
+        tensors, problems = self.kind.read_header(path)
         # All of its tensors are lost, so that the plan need not report them missing again.
         self.problems += [replace(problem, names=tuple(names)) for problem in problems]
         return None if problems else tensors
@@ -164,28 +206,28 @@ class _Opener:
 
     def read_single(self) -> None:
         """``model.safetensors`` as it is; others beside it must not repeat its names."""
-        self.read_all([self.folder / SINGLE])
-        for extra in sorted(self.folder.glob("*.safetensors")):
-            if extra.name == SINGLE:
+        self.read_all([self.folder / self.kind.single])
+        for extra in sorted(self.folder.glob(self.kind.files)):
+            if extra.name == self.kind.single:
                 continue
-            twice = [name for name in read_header(extra)[0] if name in self.tensors]
+            twice = [name for name in self.kind.read_header(extra)[0] if name in self.tensors]
             if twice:
-                self._twice(twice, SINGLE, extra.name)
+                self._twice(twice, self.kind.single, extra.name)
             else:
-                self.ignored.append(Ignored(extra.name, f"{SINGLE} stands beside it"))
+                self.ignored.append(Ignored(extra.name, f"{self.kind.single} stands beside it"))
 
     def read_all(self, paths: list[Path]) -> None:
         """Every file given, none of which may repeat another's names."""
         if not paths:
             return self.error(
-                f"{self.folder}: no *.safetensors file; expected {INDEX} with its shards, or {SINGLE}"
+                f"{self.folder}: no {self.kind.files} file; expected {self.kind.index} with its shards, or {self.kind.single}"
             )
         self._check_numbering([path.name for path in paths])
         for path in paths:
             if path.is_symlink() and not path.exists():
                 self.error(f"{path}: is a link to {path.readlink()}, which is not there")
                 continue
-            tensors, problems = read_header(path)
+            tensors, problems = self.kind.read_header(path)
             self.problems += problems
             twice = [name for name in tensors if name in self.tensors]
             if twice:

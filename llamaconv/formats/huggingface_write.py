@@ -17,11 +17,12 @@ from typing import Any
 
 import xxhash
 
+from llamaconv.config import to_config
 from llamaconv.files import read_json
 from llamaconv.formats.blocks import Blocks, write_all
 from llamaconv.formats.huggingface import ASSETS, INDEX, SINGLE
 from llamaconv.formats.safetensors_header import DTYPES
-from llamaconv.params import LlamaParams, to_config
+from llamaconv.params import LlamaParams
 from llamaconv.pieces import TensorInfo
 
 _STORED = {dtype: name for name, dtype in DTYPES.items()}

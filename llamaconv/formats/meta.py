@@ -1,0 +1,200 @@
+"""Meta's original files: ``consolidated.NN.pth`` and params.json, in the folder or ``original/``.
+
+With several files every file has its part of each matrix: rows of wq, wk, wv, w1, w3 and output,
+columns of wo and w2, rows or columns of the embedding (Llama 3 and Llama 1, 2), and a copy of
+every norm. Headers are read only; norms, which are short, are compared.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from llamaconv import keys
+from llamaconv.compare import same_bytes
+from llamaconv.files import try_json
+from llamaconv.formats.torch_file import read_header
+from llamaconv.params_json import from_params_json
+from llamaconv.pieces import Checkpoint, Ignored, Piece, PieceReader, TensorInfo
+from llamaconv.problems import Problem, some, warning
+
+_FILE = re.compile(r"consolidated\.(\d+)\.pth")
+# The axis along which a role is cut; model-parallel layers of Meta's llama, model.py.
+_ROWS, _COLUMNS = 0, 1
+_AXES = {"wo": _COLUMNS, "w2": _COLUMNS}
+# Copies of a norm that differ by more are of different models.
+NORM_TOLERANCE = 0.01
+
+
+def find_folder(path: Path) -> Path | None:
+    """The folder that holds consolidated files: ``path``, its ``original/``, or None."""
+    for folder in (path, path / "original"):
+        if any(_FILE.fullmatch(name.name) for name in folder.glob("consolidated.*.pth")):
+            return folder
+    return None
+
+
+def open_folder(path: Path) -> Checkpoint:
+    """The checkpoint in ``path`` (see `find_folder`), from headers; problems inside."""
+    folder = find_folder(path) or path
+    opener = _Opener(folder)
+    opener.read_files()
+    entries = try_json(folder / "params.json", opener.problems)
+    params = None
+    if entries is not None:
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, tensor in opener.tensors.items():
+            if known := keys.identify(name, "meta"):
+                shapes.setdefault(known[0].name, tensor.shape)
+        params, problems = from_params_json(entries, shapes, str(folder / "params.json"))
+        opener.problems += problems
+        if params and _ties(opener.tensors):
+            params = replace(params, tied=True)
+    return Checkpoint(
+        path=path,
+        format="meta",
+        tensors=opener.tensors,
+        naming="meta",
+        rope="interleaved",
+        params=params,
+        problems=tuple(opener.problems),
+        ignored=tuple(opener.ignored),
+    )
+
+
+def _ties(tensors: dict[str, TensorInfo]) -> bool:
+    """Whether the head is the embedding; params.json does not say, so the bytes do."""
+    embedding, head = (tensors.get(f"{name}.weight") for name in ("tok_embeddings", "output"))
+    if embedding is None or head is None:
+        return head is None
+    return embedding.pieces == head.pieces or same_bytes(embedding, head)
+
+
+class _Opener:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tensors: dict[str, TensorInfo] = {}
+        self.problems: list[Problem] = []
+        self.ignored: list[Ignored] = []
+        self.apart: dict[str, float] = {}
+
+    def read_files(self) -> None:
+        numbered = {
+            int(match[1]): path
+            for path in self.folder.glob("consolidated.*.pth")
+            if (match := _FILE.fullmatch(path.name))
+        }
+        absent = sorted(set(range(max(numbered, default=0) + 1)) - set(numbered))
+        if absent:
+            self.problems.append(
+                Problem(
+                    f"{self.folder}: consolidated files {some(map(str, absent))} are not there; "
+                    f"{max(numbered, default=0) + 1} files from 0 on were expected. The download "
+                    "is incomplete"
+                )
+            )
+            return
+        parts: dict[str, list[TensorInfo]] = {}
+        for number in sorted(numbered):
+            tensors, problems = read_header(numbered[number])
+            self.problems += problems
+            for name, tensor in tensors.items():
+                parts.setdefault(name, []).append(tensor)
+        if self.problems:
+            return
+        dims = {p.shape[0] for name, ps in parts.items() if name == "norm.weight" for p in ps}
+        dim = dims.pop() if len(dims) == 1 else None
+        for name, pieces in parts.items():
+            self._join(name, pieces, len(numbered), dim)
+        if self.apart:
+            self._report_norms()
+
+    def _join(self, name: str, parts: list[TensorInfo], n_files: int, dim: int | None) -> None:
+        known = keys.identify(name, "meta")
+        if keys.is_computed(name):
+            self.ignored.append(Ignored(name, "RoPE's angles: every model computes them anew"))
+            return
+        dtypes = {part.dtype for part in parts}
+        if known is None or len(parts) != n_files or len(dtypes) != 1:
+            if known is not None:
+                what = f"in {len(parts)} of {n_files} files, as {' and '.join(sorted(dtypes))}"
+                self.problems.append(
+                    Problem(
+                        f"{self.folder}: {name} is {what}; the files are of different models",
+                        (name,),
+                    )
+                )
+            self.tensors[name] = parts[0]
+            return
+        if len(parts[0].shape) == 1 and not name.endswith(".bias"):
+            self._compare_copies(name, parts)
+            self.tensors[name] = parts[0]
+            return
+        axis = self._axis(known[0].name, parts, dim)
+        rest = {part.shape[:axis] + part.shape[axis + 1 :] for part in parts}
+        if len(rest) != 1:
+            shapes = some(str(list(part.shape)) for part in parts)
+            self.problems.append(
+                Problem(
+                    f"{self.folder}: the parts of {name} do not fit each other: {shapes}; the "
+                    "files are of different models",
+                    (name,),
+                )
+            )
+            return
+        self.tensors[name] = _joined(name, parts, axis)
+
+    def _axis(self, role: str, parts: list[TensorInfo], dim: int | None) -> int:
+        if role != "tok_embeddings" or len(parts) == 1:
+            return _AXES.get(role, _ROWS)
+        # Rows where each part is as wide as the model (Llama 3), columns otherwise.
+        return _ROWS if parts[0].shape[1] == dim else _COLUMNS
+
+    def _compare_copies(self, name: str, parts: list[TensorInfo]) -> None:
+        if len({part.shape for part in parts}) != 1:
+            self.problems.append(
+                Problem(f"{self.folder}: the copies of {name} are of different lengths", (name,))
+            )
+            return
+        first, *others = (_whole(part) for part in parts)
+        apart = max(((first - other).abs().max().item() for other in others), default=0.0)
+        if apart:
+            self.apart[name] = apart
+
+    def _report_norms(self) -> None:
+        name, largest = max(self.apart.items(), key=lambda item: item[1])
+        message = (
+            f"{self.folder}: {len(self.apart)} norms differ between the files, by {largest:.2g} at "
+            f"most ({name}); "
+        )
+        if largest > NORM_TOLERANCE:
+            self.problems.append(
+                Problem(
+                    f"{message}above {NORM_TOLERANCE:g} the files are of different models",
+                    tuple(self.apart),
+                )
+            )
+        else:
+            self.problems.append(warning(f"{message}the first file's are taken", self.apart))
+
+
+def _joined(name: str, parts: list[TensorInfo], axis: int) -> TensorInfo:
+    pieces: list[Piece] = []
+    length = 0
+    for part in parts:
+        start = [0] * len(part.shape)
+        start[axis] = length
+        pieces.append(Piece(part.pieces[0].file, part.pieces[0].offset, tuple(start), part.shape))
+        length += part.shape[axis]
+    shape = (*parts[0].shape[:axis], length, *parts[0].shape[axis + 1 :])
+    return TensorInfo(name, parts[0].dtype, shape, tuple(pieces))
+
+
+def _whole(tensor: TensorInfo) -> torch.Tensor:
+    buffer = bytearray(tensor.nbytes)
+    with PieceReader() as reader:
+        reader.read_rows(tensor, 0, tensor.n_rows, memoryview(buffer))
+    return torch.frombuffer(buffer, dtype=getattr(torch, tensor.dtype)).float()

@@ -1,0 +1,240 @@
+"""Meta's original files, read: cut by rows and by columns, in one file and in several."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import einops
+import pytest
+import torch
+from test_back import assert_same_folder
+from torch import Tensor
+
+from llamaconv import RefusedError, Target, convert_checkpoint, keys, make_plan, open_checkpoint
+from llamaconv.convert import Conversion
+from llamaconv.params import RopeScaling
+
+PARAMS: dict[str, Any] = {
+    "dim": 64,
+    "n_layers": 12,
+    "n_heads": 8,
+    "n_kv_heads": 2,
+    "multiple_of": 96,
+    "norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "vocab_size": 80,
+}
+COLUMNS = ("wo", "w2")
+
+
+def meta_tensors() -> dict[str, Tensor]:
+    """The fixture model under Meta's names, rows interleaved by einops."""
+    named = {}
+    for name, weight in checkpoints.tensors().items():
+        known = keys.identify(name, "huggingface")
+        assert known is not None
+        if known[0].heads:
+            heads = {"n_heads": 8, "n_kv_heads": 2}[known[0].heads]
+            weight = einops.rearrange(weight, "(h two f) c -> (h f two) c", h=heads, two=2)
+        named[known[0].in_naming("meta", known[1]) or ""] = weight
+    return named
+
+
+def write(folder: Path, n_files: int = 1, embedding: int = 0, **changes: Any) -> Path:
+    """``n_files`` model-parallel files; ``embedding`` is the axis that it is cut along."""
+    folder.mkdir(parents=True)
+    files: list[dict[str, Tensor]] = [{} for _ in range(n_files)]
+    for name, weight in meta_tensors().items():
+        role = name.split(".")[-2]
+        axis = 1 if role in COLUMNS else embedding if role == "tok_embeddings" else 0
+        parts = torch.chunk(weight, n_files, dim=axis) if weight.ndim == 2 else [weight] * n_files
+        for file, part in zip(files, parts, strict=True):
+            file[name] = part.clone()
+    for number, file in enumerate(files):
+        torch.save(file, folder / f"consolidated.{number:02d}.pth")
+    entries = {name: value for name, value in {**PARAMS, **changes}.items() if value is not None}
+    (folder / "params.json").write_text(json.dumps(entries))
+    return folder
+
+
+def errors(folder: Path) -> str:
+    with pytest.raises(RefusedError) as caught:
+        make_plan(open_checkpoint(folder)).check()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("n_files", "embedding"), [(1, 0), (2, 0), (2, 1), (4, 1)])
+def test_to_hugging_face_equal_to_the_bit(
+    source: Path, tmp_path: Path, n_files: int, embedding: int
+) -> None:
+    folder = write(tmp_path / "meta", n_files, embedding)
+    plan = make_plan(open_checkpoint(folder), Target(to="hf", assets=str(source)))
+    done = convert_checkpoint(plan, tmp_path / "hf")
+    assert done.verification is not None
+    assert done.verification.ok
+    assert_same_folder(source, done.target)
+
+
+def test_to_a_dcp_nothing_is_reordered(
+    tmp_path: Path, load_dcp: Callable[[Path], dict[str, Tensor]]
+) -> None:
+    folder = write(tmp_path / "meta" / "original", 2, 1)
+    plan = make_plan(open_checkpoint(folder.parent), Target(generation="titan-0.2"))
+    assert {move.operation for move in plan.moves} == {"copy"}
+    found = load_dcp(convert_checkpoint(plan, tmp_path / "dcp").target)
+    expected = meta_tensors()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_embedding_columns_and_rows_are_told_apart_where_the_vocabulary_is_the_width(
+    tmp_path: Path,
+) -> None:
+    weight = torch.randn(64, 64)
+    for axis in (0, 1):
+        folder = write(tmp_path / str(axis), 2, axis, vocab_size=64)
+        for number, part in enumerate(torch.chunk(weight, 2, dim=axis)):
+            path = folder / f"consolidated.0{number}.pth"
+            state = torch.load(path, weights_only=True)
+            state["tok_embeddings.weight"] = part.clone().bfloat16()
+            torch.save(state, path)
+        tensor = open_checkpoint(folder).tensors["tok_embeddings.weight"]
+        assert tensor.shape == (64, 64)
+        assert [piece.start[axis] for piece in tensor.pieces] == [0, 32]
+
+
+@pytest.mark.parametrize("vocabulary", [-1, None])
+def test_a_vocabulary_that_is_not_said_comes_from_the_tensor(
+    tmp_path: Path, vocabulary: int | None
+) -> None:
+    checkpoint = open_checkpoint(write(tmp_path / "meta", vocab_size=vocabulary))
+    assert checkpoint.params is not None
+    assert checkpoint.params.vocab_size == 80
+    assert "80 is taken from tok_embeddings" in str(checkpoint.problems[0])
+
+
+def test_missing_kv_heads_mean_n_heads_and_the_shapes_disagree(tmp_path: Path) -> None:
+    assert "different models" in errors(write(tmp_path / "meta", n_kv_heads=None))
+
+
+def test_scaled_rope_is_metas_constants_and_an_absent_base_is_said(tmp_path: Path) -> None:
+    folder = write(tmp_path / "meta", use_scaled_rope=True, rope_theta=None)
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.params is not None
+    assert checkpoint.params.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8192)
+    assert checkpoint.params.rope_theta == 10000.0
+    assert "rope_theta is absent; 10000" in str(checkpoint.problems[0])
+
+
+def bend_norm(folder: Path, by: float) -> None:
+    path = folder / "consolidated.01.pth"
+    state = torch.load(path, weights_only=True)
+    state["norm.weight"] = (state["norm.weight"].float() + by).bfloat16()
+    torch.save(state, path)
+
+
+def test_norms_that_differ_a_little_are_said_and_much_are_an_error(
+    tmp_path: Path, convert: Callable[..., Conversion]
+) -> None:
+    folder = write(tmp_path / "little", 2)
+    bend_norm(folder, 0.008)
+    assert "1 norms differ between the files" in str(open_checkpoint(folder).problems[0])
+    assert convert(folder, verified=True).verification is not None
+    folder = write(tmp_path / "much", 2)
+    bend_norm(folder, 0.1)
+    assert "the files are of different models" in errors(folder)
+
+
+def test_a_missing_middle_file(tmp_path: Path) -> None:
+    folder = write(tmp_path / "meta", 4)
+    (folder / "consolidated.02.pth").unlink()
+    assert "consolidated files 2 are not there; 4 files from 0 on were expected" in errors(folder)
+
+
+def test_params_json_that_is_a_web_page(tmp_path: Path) -> None:
+    folder = write(tmp_path / "meta")
+    (folder / "params.json").write_text("<html>please log in</html>")
+    assert "params.json: this is an HTML page" in errors(folder)
+
+
+class Touch:
+    """A pickle that would leave a trace if it ran."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Path.touch, (self.trace,)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", ["consolidated.00.pth", "pytorch_model.bin"])
+def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, name: str) -> None:
+    trace = tmp_path / "trace"
+    torch.save({"a": Touch(trace)}, tmp_path / name)
+    assert "not only weights" in errors(tmp_path)
+    assert not trace.exists()
+    torch.load(tmp_path / name, weights_only=False)
+    assert trace.exists(), "the payload works, so the refusal was what stopped it"
+
+
+def test_a_file_that_was_cut(tmp_path: Path) -> None:
+    folder = write(tmp_path / "meta")
+    path = folder / "consolidated.00.pth"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert "consolidated.00.pth: cut or damaged" in errors(folder)
+
+
+class TestBin:
+    """``pytorch_model*.bin``, with and without an index."""
+
+    def write(self, folder: Path, shards: int, index: bool) -> Path:
+        checkpoints.write(folder, shards=1)
+        (folder / "model.safetensors").unlink()
+        weights = checkpoints.tensors()
+        if shards == 1:
+            torch.save(weights, folder / "pytorch_model.bin")
+            return folder
+        weight_map = {}
+        for number in range(shards):
+            file = f"pytorch_model-{number + 1:05d}-of-{shards:05d}.bin"
+            part = {name: weights[name] for name in list(weights)[number::shards]}
+            torch.save(part, folder / file)
+            weight_map.update(dict.fromkeys(part, file))
+        if index:
+            path = folder / "pytorch_model.bin.index.json"
+            path.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        return folder
+
+    @pytest.mark.parametrize(("shards", "index"), [(1, False), (3, True), (3, False)])
+    def test_there_and_back(
+        self,
+        source: Path,
+        tmp_path: Path,
+        convert: Callable[..., Conversion],
+        shards: int,
+        index: bool,
+    ) -> None:
+        folder = self.write(tmp_path / "bin", shards, index)
+        done = convert(folder, name="dcp", dtype="keep")
+        assert done.verification is not None
+        assert done.verification.ok
+        assert_same_folder(source, convert(done.target, name="hf").target)
+
+    def test_safetensors_beside_them_are_preferred_and_it_is_said(
+        self, source: Path, tmp_path: Path
+    ) -> None:
+        self.write(tmp_path / "bin", 1, False)
+        (source / "pytorch_model.bin").write_bytes(b"whatever")
+        checkpoint = open_checkpoint(source)
+        assert not checkpoint.problems
+        assert [ignored.name for ignored in checkpoint.ignored] == ["pytorch_model.bin"]
+
+    def test_the_old_format_of_torch_is_named(self, tmp_path: Path) -> None:
+        folder = self.write(tmp_path / "bin", 1, False)
+        weights = checkpoints.tensors()
+        path = folder / "pytorch_model.bin"
+        torch.save(weights, path, _use_new_zipfile_serialization=False)
+        assert "load it with torch and save it again" in errors(folder)
