@@ -23,9 +23,9 @@ def assets_folder(source: Checkpoint, target: Target) -> Path | None:
         return Path(target.assets).expanduser()
     if source.format == "huggingface":
         return source.path if source.path.is_dir() else source.path.parent
-    if source.format == "meta":
-        # Hugging Face's repositories of Llama hold Meta's files under original/.
-        return source.path if (source.path / "config.json").is_file() else None
+    # Hugging Face's repositories of Llama hold Meta's files under original/.
+    if source.format == "meta" and (source.path / "config.json").is_file():
+        return source.path
     recorded = source.receipt["source"].get("assets") if source.receipt else None
     if recorded and (Path(recorded) / "config.json").is_file():
         return Path(recorded)

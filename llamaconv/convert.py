@@ -28,7 +28,7 @@ import torch
 from llamaconv import receipt, rope, titan, verify
 from llamaconv.assets import assets_folder
 from llamaconv.checks import Verification
-from llamaconv.formats import dcp, huggingface_write
+from llamaconv.formats import dcp, huggingface_write, meta_write
 from llamaconv.pieces import PieceReader, TensorInfo
 from llamaconv.plan import Move, Plan
 from llamaconv.problems import FailedError, Problem, RefusedError
@@ -154,6 +154,9 @@ def _advise(plan: Plan, target: Path, dump: Path | None) -> titan.Advice:
     assert plan.params is not None
     if plan.target.to == "dcp":
         return titan.advise(plan.params, plan.target.generation, plan.target.layout, target, dump)
+    if plan.target.to == "meta":
+        words = ["llamaconv", "verify", str(plan.source.path), str(target)]
+        return titan.Advice("Meta's files", "", shlex.join(words), "", ())
     load = f"AutoModelForCausalLM.from_pretrained({str(target)!r})"
     command = f"python -c {shlex.quote(f'from transformers import AutoModelForCausalLM; {load}')}"
     return titan.Advice("transformers", "", command, "", ())
@@ -198,6 +201,9 @@ class _Engine:
         if target.to == "dcp":
             return dcp.write(folder, tensors, target.shards, self.blocks, workers)
         assets = assets_folder(self.plan.source, target)
+        if target.to == "meta":
+            meta_write.write_params(folder, params, assets)
+            return meta_write.write(folder, tensors, target.shards, self.blocks, workers)
         dtypes = {tensor.dtype for tensor in tensors}
         huggingface_write.write_assets(folder, params, dtypes, assets)
         return huggingface_write.write(folder, tensors, target.max_shard_size, self.blocks, workers)

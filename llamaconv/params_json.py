@@ -66,6 +66,65 @@ def from_params_json(
     ), reader.problems
 
 
+def to_params_json(params: LlamaParams) -> dict[str, Any]:
+    """params.json from which Meta's formula gives the same widths; see `unfit`."""
+    multiple_of, multiplier = _feed_forward(params.dim, params.ffn_dim)
+    entries = {
+        "dim": params.dim,
+        "n_layers": params.n_layers,
+        "n_heads": params.n_heads,
+        "n_kv_heads": params.n_kv_heads,
+        "vocab_size": params.vocab_size,
+        "multiple_of": multiple_of,
+        "ffn_dim_multiplier": multiplier,
+        "norm_eps": params.norm_eps,
+        "rope_theta": params.rope_theta,
+        "use_scaled_rope": params.rope_scaling is not None,
+    }
+    return {name: value for name, value in entries.items() if value is not None}
+
+
+def unfit(params: LlamaParams) -> list[Problem]:
+    """What of ``params`` Meta's format has no place for."""
+    problems = []
+    if params.q_rows != params.dim:
+        problems.append(
+            Problem(
+                f"{params.n_heads} heads of {params.head_dim} are not dim {params.dim}; Meta's code "
+                "has heads of dim / n_heads only"
+            )
+        )
+    if params.rope_scaling not in (None, META_SCALING):
+        message = (
+            f"params.json has no factor for the RoPE scaling, Meta's code has 8 built in; this model's "
+            f"is {params.rope_scaling}"
+        )
+        known = (params.dim, params.n_layers) in _LLAMA_32_WIDTHS
+        if known and params.rope_scaling == _LLAMA_32_SCALING:
+            problems.append(Problem(f"{message}, as Meta's own Llama 3.2 files", level="warning"))
+        else:
+            problems.append(Problem(message))
+    return problems
+
+
+def ffn_width(dim: int, multiple_of: int, multiplier: float | None) -> int:
+    """Width of the feed-forward by Meta's formula (llama-models, models/llama3/model.py)."""
+    width = int(2 * (4 * dim) / 3)
+    if multiplier is not None:
+        width = int(multiplier * width)
+    return multiple_of * ((width + multiple_of - 1) // multiple_of)
+
+
+def _feed_forward(dim: int, ffn_dim: int) -> tuple[int, float | None]:
+    """``multiple_of`` and ``ffn_dim_multiplier`` that give ``ffn_dim``; released ones first."""
+    for multiplier in (None, 1.3, 1.5, 1.0, 1.2):
+        for multiple_of in (256, 1024, 4096, 512, 2048):
+            if ffn_width(dim, multiple_of, multiplier) == ffn_dim:
+                return multiple_of, multiplier
+    # A multiple of the width itself, and a multiplier that lands just under it.
+    return ffn_dim, (ffn_dim - 0.5) / int(2 * (4 * dim) / 3)
+
+
 def _scaling(reader: ParamsReader, dim: int, n_layers: int) -> RopeScaling | None:
     if not reader.values.get("use_scaled_rope", False):
         return None

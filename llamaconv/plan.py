@@ -22,7 +22,7 @@ Operation = Literal["copy", "reorder", "cast", "tie", "drop"]
 
 # What a target option may be; the command line and the notebook offer the same.
 CHOICES: dict[str, tuple[str, ...]] = {
-    "to": ("auto", "dcp", "hf"),
+    "to": ("auto", "dcp", "hf", "meta"),
     "generation": ("titan-0.3", "titan-0.2", "titan-2024"),
     "rope": ("interleaved", "half_split"),
     "dtype": ("keep", "float32", "bfloat16", "float16"),
@@ -80,15 +80,15 @@ class Target:
     @property
     def naming(self) -> str:
         """The column of `keys` that the target's names come from."""
-        return self.generation if self.to == "dcp" else "huggingface"
+        return {"hf": "huggingface", "meta": "meta"}.get(self.to, self.generation)
 
     @property
     def layout(self) -> keys.Layout:
         """The layout of the target's q and k rows; only a DCP leaves a choice."""
-        return self.rope if self.to == "dcp" else "half_split"
+        return {"hf": "half_split", "meta": "interleaved"}.get(self.to, self.rope)  # type: ignore[return-value]
 
     def __str__(self) -> str:
-        return f"dcp {self.generation}" if self.to == "dcp" else "Hugging Face"
+        return {"hf": "Hugging Face", "meta": "Meta"}.get(self.to, f"dcp {self.generation}")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from llamaconv.assets import with_params
 from llamaconv.compare import all_zero
 from llamaconv.head import resolve_head
 from llamaconv.params import LlamaParams
+from llamaconv.params_json import unfit
 from llamaconv.pieces import WEIGHT_DTYPES, Checkpoint, TensorInfo
 from llamaconv.plan import Move, Operation, Plan, Target
 from llamaconv.problems import Problem, some, warning
@@ -58,6 +59,8 @@ class _Planner:
         if self.params is not None:
             self._move_all(self.params)
             self._check_tensors(self.params)
+            if self.target.to == "meta":
+                self._check_meta(self.params)
         if self._nothing_to_do():
             self.error(
                 f"{self.source.path}: is {self.target}, {self.source.rope} rows already; there is "
@@ -224,6 +227,15 @@ class _Planner:
                 "target would compute something else",
                 (tensor.name,),
             )
+
+    def _check_meta(self, params: LlamaParams) -> None:
+        self.problems += unfit(params)
+        for count in ("n_heads", "n_kv_heads", "ffn_dim", "vocab_size"):
+            if getattr(params, count) % self.target.shards:
+                self.error(
+                    f"--shards {self.target.shards}: {count} {getattr(params, count)} cannot be cut "
+                    "into that many equal parts, as Meta's files need"
+                )
 
     # Checking: shapes by the table's formula, dtypes that are weights.
 

@@ -25,7 +25,8 @@ SUFFIX = ".llamaconv-partial"
 _RECEIPT, _METADATA = "llamaconv.json", ".metadata"
 # What a checkpoint of ours consists of, beside weights; a folder with anything else is not
 # replaced.
-_OURS = {_RECEIPT, _METADATA, "config.json", "model.safetensors.index.json", *ASSETS}
+_OURS = {_RECEIPT, _METADATA, "config.json", "params.json", "model.safetensors.index.json"}
+_OURS |= set(ASSETS)
 
 
 def check_target(target: Path, source: Path, needed_bytes: int, overwrite: bool) -> None:
@@ -59,7 +60,7 @@ def _check_existing(target: Path, overwrite: bool) -> None:
     strangers = [
         name
         for name in sorted(names)
-        if name not in _OURS and not name.endswith((".distcp", ".safetensors"))
+        if name not in _OURS and not name.endswith((".distcp", ".safetensors", ".pth"))
     ]
     if strangers or not {_METADATA, _RECEIPT} & set(names):
         raise RefusedError(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from llamaconv import RefusedError, Target, convert_checkpoint, keys, make_plan, open_checkpoint
 from llamaconv.convert import Conversion
 from llamaconv.params import RopeScaling
+from llamaconv.params_json import ffn_width, to_params_json
 
 PARAMS: dict[str, Any] = {
     "dim": 64,
@@ -238,3 +240,77 @@ class TestBin:
         path = folder / "pytorch_model.bin"
         torch.save(weights, path, _use_new_zipfile_serialization=False)
         assert "load it with torch and save it again" in errors(folder)
+
+
+class TestWritten:
+    """Files that we write, read back by torch alone."""
+
+    @pytest.mark.parametrize("n_files", [1, 2])
+    def test_they_are_the_parts_that_metas_layers_expect(
+        self, source: Path, convert: Callable[..., Conversion], n_files: int
+    ) -> None:
+        done = convert(source, to="meta", shards=n_files)
+        assert done.verification is not None
+        assert done.verification.ok
+        files = [
+            torch.load(done.target / f"consolidated.{number:02d}.pth", weights_only=True)
+            for number in range(n_files)
+        ]
+        expected = meta_tensors()
+        for name, weight in expected.items():
+            axis = 1 if name.split(".")[-2] in COLUMNS else 0
+            parts = torch.chunk(weight, n_files, axis) if weight.ndim == 2 else [weight] * n_files
+            for file, part in zip(files, parts, strict=True):
+                assert file.keys() == expected.keys()
+                assert torch.equal(file[name], part), name
+
+    @pytest.mark.parametrize("n_files", [1, 2])
+    def test_there_and_back_equal_to_the_bit(
+        self, source: Path, convert: Callable[..., Conversion], n_files: int
+    ) -> None:
+        meta = convert(source, name="meta", to="meta", shards=n_files).target
+        dcp = convert(meta, name="dcp", generation="titan-0.2", shards=3).target
+        again = convert(dcp, name="again", to="meta").target
+        assert_same_folder(source, convert(again, name="hf", to="hf").target)
+
+    def test_tied_heads_are_written_twice_and_come_back_once(
+        self, tmp_path: Path, convert: Callable[..., Conversion]
+    ) -> None:
+        weights = checkpoints.tensors()
+        del weights["lm_head.weight"]
+        source = checkpoints.write(tmp_path / "hf", weights, tie_word_embeddings=True)
+        meta = convert(source, name="meta", to="meta").target
+        state = torch.load(meta / "consolidated.00.pth", weights_only=True)
+        assert torch.equal(state["output.weight"], state["tok_embeddings.weight"])
+        (meta / "llamaconv.json").unlink()
+        back = convert(meta, name="back", to="hf", assets=str(source)).target
+        assert_same_folder(source, back)
+
+    def test_what_metas_format_has_no_place_for_is_refused(
+        self, tmp_path: Path, source: Path
+    ) -> None:
+        scaling = {
+            "rope_type": "llama3",
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+        folder = checkpoints.write(tmp_path / "scaled", rope_scaling=scaling)
+        for where, options, words in (
+            (folder, {}, "no factor for the RoPE scaling"),
+            (source, {"shards": 4}, "n_kv_heads 2 cannot be cut"),
+        ):
+            plan = make_plan(open_checkpoint(where), Target(to="meta", **options))  # type: ignore[arg-type]
+            with pytest.raises(RefusedError, match=words):
+                plan.check()
+
+
+@pytest.mark.parametrize(
+    ("dim", "ffn_dim"),
+    [(4096, 11008), (8192, 28672), (16384, 53248), (2048, 8192), (4096, 14336), (64, 96), (48, 11)],
+)
+def test_params_json_gives_the_same_width_by_metas_formula(dim: int, ffn_dim: int) -> None:
+    params = replace(checkpoints.GQA, dim=dim, head_dim=dim // 8, ffn_dim=ffn_dim)
+    entries = to_params_json(params)
+    assert ffn_width(dim, entries["multiple_of"], entries.get("ffn_dim_multiplier")) == ffn_dim

@@ -23,13 +23,11 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
-import xxhash
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
@@ -54,7 +52,8 @@ from torch.distributed.checkpoint.utils import _create_file_view
 from torch.futures import Future
 
 from llamaconv import keys, receipt
-from llamaconv.formats.blocks import Blocks, write_all
+from llamaconv.formats.blocks import Blocks
+from llamaconv.formats.torch_stream import save_streamed
 from llamaconv.pieces import DTYPE_BYTES, Checkpoint, Ignored, Piece, TensorInfo
 from llamaconv.problems import FailedError, Problem, RefusedError, some, warning
 from llamaconv.titan import GENERATIONS
@@ -171,17 +170,12 @@ class _StreamWriter(FileSystemWriter):
         assert item.tensor_data and item.index.offset is not None
         begin = file.tell()
         first, n_rows = item.index.offset[0], item.tensor_data.chunk.sizes[0]
-        entry = _Entry(file, self.blocks(item.index.fqn, first, first + n_rows), self.stop)
         # Memory that nobody touches costs address space only. (A FakeTensor would not cost even
         # that, but the first one imports a compiler, over a second.)
         tensor = torch.empty(item.tensor_data.chunk.sizes, dtype=item.tensor_data.properties.dtype)
-        try:
-            with torch.serialization.skip_data():
-                torch.save(tensor, cast(IO[bytes], entry))
-        except Exception as error:
-            # torch.save ends its file even then, and that error would hide the cause.
-            raise entry.failure or error from None
-        self._digests[item.index.fqn, first] = entry.finish(tensor.nbytes)
+        payload = self.blocks(item.index.fqn, first, first + n_rows)
+        (digest,) = save_streamed(tensor, file, [payload], self.stop)
+        self._digests[item.index.fqn, first] = digest
         length = file.tell() - begin
         return WriteResult(
             index=item.index,
@@ -194,54 +188,6 @@ class _StreamWriter(FileSystemWriter):
         for (name, _), digest in sorted(self._digests.items()):
             by_name.setdefault(name, []).append(digest)
         return by_name
-
-
-class _Entry(io.RawIOBase):
-    """What ``torch.save`` writes to: its envelope passes, its seek over the data is filled."""
-
-    def __init__(
-        self, file: BinaryIO, payload: Iterator[memoryview], stop: threading.Event
-    ) -> None:
-        self.file = file
-        self.payload = payload
-        self.stop = stop
-        self.digest = xxhash.xxh3_128()
-        self.payload_bytes = 0
-        self.failure: Exception | None = None
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        with self._remembering():
-            write_all(self.file, view)
-        return len(view)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence != io.SEEK_CUR or self.payload_bytes:
-            raise FailedError("this torch writes tensors in a way llamaconv does not know")
-        with self._remembering():
-            for block in self.payload:
-                if self.stop.is_set():
-                    raise FailedError("stopped, another thread failed")
-                self.digest.update(block)
-                write_all(self.file, block)
-                self.payload_bytes += len(block)
-        return self.file.tell()
-
-    @contextmanager
-    def _remembering(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self.failure = self.failure or error
-            raise
-
-    def finish(self, expected: int) -> str:
-        if self.payload_bytes != expected:
-            raise FailedError(f"{expected} bytes were to be written, {self.payload_bytes} were")
-        return self.digest.hexdigest()
 
 
 def _files(items: Iterable[WriteItem]) -> Iterator[list[WriteItem]]:

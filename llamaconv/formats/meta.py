@@ -13,18 +13,16 @@ from pathlib import Path
 
 import torch
 
-from llamaconv import keys
+from llamaconv import keys, receipt
 from llamaconv.compare import same_bytes
 from llamaconv.files import try_json
+from llamaconv.formats.meta_write import cut_axis
 from llamaconv.formats.torch_file import read_header
 from llamaconv.params_json import from_params_json
 from llamaconv.pieces import Checkpoint, Ignored, Piece, PieceReader, TensorInfo
 from llamaconv.problems import Problem, some, warning
 
 _FILE = re.compile(r"consolidated\.(\d+)\.pth")
-# The axis along which a role is cut; model-parallel layers of Meta's llama, model.py.
-_ROWS, _COLUMNS = 0, 1
-_AXES = {"wo": _COLUMNS, "w2": _COLUMNS}
 # Copies of a norm that differ by more are of different models.
 NORM_TOLERANCE = 0.01
 
@@ -53,6 +51,10 @@ def open_folder(path: Path) -> Checkpoint:
         opener.problems += problems
         if params and _ties(opener.tensors):
             params = replace(params, tied=True)
+    written = receipt.try_read(folder, opener.problems)
+    if written and params:
+        # params.json has no factor of the scaling and does not say what is tied.
+        params = written.params
     return Checkpoint(
         path=path,
         format="meta",
@@ -62,6 +64,7 @@ def open_folder(path: Path) -> Checkpoint:
         params=params,
         problems=tuple(opener.problems),
         ignored=tuple(opener.ignored),
+        receipt=written.to_json() if written else None,
     )
 
 
@@ -133,7 +136,7 @@ class _Opener:
             self._compare_copies(name, parts)
             self.tensors[name] = parts[0]
             return
-        axis = self._axis(known[0].name, parts, dim)
+        axis = self._axis(name, parts, dim)
         rest = {part.shape[:axis] + part.shape[axis + 1 :] for part in parts}
         if len(rest) != 1:
             shapes = some(str(list(part.shape)) for part in parts)
@@ -147,11 +150,11 @@ class _Opener:
             return
         self.tensors[name] = _joined(name, parts, axis)
 
-    def _axis(self, role: str, parts: list[TensorInfo], dim: int | None) -> int:
-        if role != "tok_embeddings" or len(parts) == 1:
-            return _AXES.get(role, _ROWS)
+    def _axis(self, name: str, parts: list[TensorInfo], dim: int | None) -> int:
+        if name != "tok_embeddings.weight" or len(parts) == 1:
+            return cut_axis(name)
         # Rows where each part is as wide as the model (Llama 3), columns otherwise.
-        return _ROWS if parts[0].shape[1] == dim else _COLUMNS
+        return 0 if parts[0].shape[1] == dim else 1
 
     def _compare_copies(self, name: str, parts: list[TensorInfo]) -> None:
         if len({part.shape for part in parts}) != 1:

@@ -1,0 +1,116 @@
+"""Writing Meta's original files: ``consolidated.NN.pth`` and a params.json that means the same.
+
+Each file is one ``torch.save`` of a dict, streamed. With several files every file has its part
+of each matrix, as Meta's model-parallel layers expect (llama-models, models/llama3/model.py).
+A matrix that is cut by columns is read once for every file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from llamaconv import keys
+from llamaconv.formats.blocks import Blocks
+from llamaconv.formats.torch_stream import save_streamed
+from llamaconv.params import LlamaParams
+from llamaconv.params_json import to_params_json
+from llamaconv.pieces import DTYPE_BYTES, TensorInfo
+
+
+def write(
+    folder: Path, tensors: Sequence[TensorInfo], n_files: int, blocks: Blocks, workers: int
+) -> dict[str, list[str]]:
+    """Write ``tensors`` (pieces not needed) to ``n_files`` model-parallel files.
+
+    Returns the xxh3-128 digest of each part's bytes by tensor, a norm's once for its copies.
+    Raises what ``blocks`` raises, and ``OSError``.
+    """
+    stop = threading.Event()
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = [
+            pool.submit(_write_file, folder, tensors, number, n_files, blocks, stop)
+            for number in range(n_files)
+        ]
+        try:
+            digests = [job.result() for job in jobs]
+        except BaseException:
+            stop.set()
+            raise
+    return {
+        tensor.name: [digests[n][i] for n in range(n_files if len(tensor.shape) == 2 else 1)]
+        for i, tensor in enumerate(tensors)
+    }
+
+
+def _write_file(
+    folder: Path,
+    tensors: Sequence[TensorInfo],
+    number: int,
+    n_files: int,
+    blocks: Blocks,
+    stop: threading.Event,
+) -> list[str]:
+    parts = [_part(tensor, number, n_files) for tensor in tensors]
+    with FakeTensorMode():
+        state = {
+            tensor.name: torch.empty(shape, dtype=getattr(torch, tensor.dtype))
+            for tensor, (_, shape) in zip(tensors, parts, strict=True)
+        }
+    payloads = (
+        _payload(tensor, start, shape, blocks)
+        for tensor, (start, shape) in zip(tensors, parts, strict=True)
+    )
+    with open(folder / f"consolidated.{number:02d}.pth", "xb", buffering=0) as file:
+        digests = save_streamed(state, file, payloads, stop)
+        os.fsync(file.fileno())
+    return digests
+
+
+def _part(tensor: TensorInfo, number: int, n_files: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Start and shape of the part that file ``number`` holds."""
+    start, shape = [0] * len(tensor.shape), list(tensor.shape)
+    if len(shape) == 2:
+        axis = cut_axis(tensor.name)
+        shape[axis] //= n_files
+        start[axis] = number * shape[axis]
+    return tuple(start), tuple(shape)
+
+
+def cut_axis(name: str) -> int:
+    """The axis that a matrix is cut along: columns for wo and w2, rows for the others."""
+    known = keys.identify(name, "meta")
+    return 1 if known and known[0].name in ("wo", "w2") else 0
+
+
+def _payload(
+    tensor: TensorInfo, start: tuple[int, ...], shape: tuple[int, ...], blocks: Blocks
+) -> Iterator[memoryview]:
+    first, last = start[0], start[0] + shape[0]
+    if shape[1:] == tensor.shape[1:]:
+        yield from blocks(tensor.name, first, last)
+        return
+    item = DTYPE_BYTES[tensor.dtype]
+    left, right = start[1] * item, (start[1] + shape[1]) * item
+    for block in blocks(tensor.name, first, last):
+        rows = torch.frombuffer(block, dtype=torch.uint8).view(-1, tensor.row_bytes)
+        out = bytearray(rows.shape[0] * (right - left))
+        torch.frombuffer(out, dtype=torch.uint8).view(rows.shape[0], -1).copy_(rows[:, left:right])
+        yield memoryview(out)
+
+
+def write_params(folder: Path, params: LlamaParams, assets: Path | None) -> None:
+    """params.json, and Meta's tokenizer where ``assets`` has it."""
+    with open(folder / "params.json", "x", encoding="utf-8") as file:
+        file.write(json.dumps(to_params_json(params), indent=1) + "\n")
+    for place in (assets, assets / "original") if assets is not None else ():
+        if (place / "tokenizer.model").is_file() and not (folder / "tokenizer.model").exists():
+            shutil.copyfile(place / "tokenizer.model", folder / "tokenizer.model")

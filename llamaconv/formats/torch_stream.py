@@ -1,0 +1,89 @@
+"""The stream that ``torch.save`` writes to, which lets tensors' bytes through as they come.
+
+Under ``torch.serialization.skip_data`` torch writes the envelope around tensors that have no
+data and seeks past each place where bytes belong; here every such seek is answered by writing
+the next payload. So torch keeps ownership of its format, and no tensor is ever whole in memory.
+
+The concession: the checksums inside are those of entries without data. ``torch.load`` does not
+check them (nor does it write real ones with ``torch.serialization.set_crc32_options(False)``);
+tools other than torch may complain. The receipt carries a digest of every piece instead.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any, BinaryIO, cast
+
+import torch
+import xxhash
+
+from llamaconv.formats.blocks import write_all
+from llamaconv.problems import FailedError
+
+
+def save_streamed(
+    value: Any, file: BinaryIO, payloads: Iterable[Iterator[memoryview]], stop: threading.Event
+) -> list[str]:
+    """``torch.save(value, file)`` with each tensor's bytes from ``payloads``, in order.
+
+    The tensors in ``value`` give shape and dtype only. Returns the xxh3-128 digest of each
+    payload. Raises what a payload raises, `FailedError` once ``stop`` is set, ``OSError``.
+    """
+    stream = _Stream(file, payloads, stop)
+    try:
+        with torch.serialization.skip_data(materialize_fake_tensors=True):
+            torch.save(value, cast(IO[bytes], stream))
+    except Exception as error:
+        # torch.save ends its file even then, and that error would hide the cause.
+        raise stream.failure or error from None
+    if next(stream.payloads, None) is not None:
+        raise FailedError("this torch writes tensors in a way llamaconv does not know")
+    return stream.digests
+
+
+class _Stream(io.RawIOBase):
+    def __init__(
+        self, file: BinaryIO, payloads: Iterable[Iterator[memoryview]], stop: threading.Event
+    ) -> None:
+        self.file = file
+        self.payloads = iter(payloads)
+        self.stop = stop
+        self.digests: list[str] = []
+        self.failure: Exception | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        with self._remembering():
+            write_all(self.file, view)
+        return len(view)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with self._remembering():
+            payload = next(self.payloads, None)
+            if whence != io.SEEK_CUR or payload is None:
+                raise FailedError("this torch writes tensors in a way llamaconv does not know")
+            digest, n_bytes = xxhash.xxh3_128(), 0
+            for block in payload:
+                if self.stop.is_set():
+                    raise FailedError("stopped, another thread failed")
+                digest.update(block)
+                write_all(self.file, block)
+                n_bytes += len(block)
+            if n_bytes != offset:
+                raise FailedError(f"{offset} bytes were to be written, {n_bytes} were")
+            self.digests.append(digest.hexdigest())
+        return self.file.tell()
+
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.failure = self.failure or error
+            raise
