@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--quiet", action="store_true", help="no progress, no summary")
     _json(convert, _convert)
 
-    verify = commands.add_parser("verify", help="check DST against the SRC it was made from")
-    verify.add_argument("source", metavar="SRC", type=Path)
+    verify = commands.add_parser(
+        "verify", help="check DST against the SRC it was made from, or against its receipt alone"
+    )
+    verify.add_argument("source", metavar="SRC", type=Path, nargs="?")
     verify.add_argument("target", metavar="DST", type=Path)
     _json(verify, _verify)
     return parser
@@ -213,9 +216,16 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
+    from llamaconv.progress import Bar
+    from llamaconv.receipt_check import verify_receipt
     from llamaconv.verify import verify_checkpoint
 
-    verification = verify_checkpoint(options.source, options.target)
+    with Bar(quiet=options.json) as bar:
+        progress = partial(bar, "verify")
+        if options.source is None:
+            verification = verify_receipt(options.target, progress)
+        else:
+            verification = verify_checkpoint(options.source, options.target, progress)
     if options.json:
         _print_json(verification.to_json())
     else:

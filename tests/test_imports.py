@@ -54,6 +54,7 @@ ORDER = [
     "planner staging",
     "checks oracles",
     "comparison",
+    "receipt_check",
     "verify",
     "convert",
     "figures",
