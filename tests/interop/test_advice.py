@@ -8,17 +8,20 @@ runs uncompiled, and in training, where it has no backward pass, dense attention
 in (see advice_side.py).
 """
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hf_side import KINDS, LLAMA_3_1, POSITIONS, Kind, logits, save, tokens
-from titan_advice import Advice, advised
+from hf_side import KINDS, LLAMA_3_1, POSITIONS, Kind, logits, loss, save, tokens
+from titan_advice import Advice, advised, train
 from titan_advice import logits as titan_logits
-from titan_env import Titan
+from titan_env import Titan, together
+from titan_training import write_corpus
 
-from llamaconv.sample import held_out_text, sample_path
+from llamaconv.sample import held_out_text, sample_path, write_sample
 
 LIMIT = 1e-4  # between two programs in fp32: logits of up to about 20, and losses in nats a token
 FAR = 100 * LIMIT  # what a wrong description must exceed
