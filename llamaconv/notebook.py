@@ -19,7 +19,7 @@ from typing import Any
 from llamaconv.plan import Target
 from llamaconv.problems import Problem, RefusedError
 from llamaconv.sample import sample_path
-from llamaconv.tables import Table
+from llamaconv.tables import Table, parse_size
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Choices:
     rope: str
     dtype: str
     shards: int
+    max_shard_size: str
+    assets: str
     tie: str
     overwrite: bool
     interactive: str
@@ -60,6 +62,10 @@ class Choices:
             for name, value in vars(self).items()
             if type(value) is not (kind := kinds.get(name, str))
         ]
+        try:
+            parse_size(str(self.max_shard_size))
+        except ValueError as error:
+            problems.append(Problem(f"parameter max_shard_size: {error}"))
         if self.interactive not in ("auto", "yes", "no"):
             problems.append(
                 Problem(
@@ -76,6 +82,8 @@ class Choices:
             rope=self.rope,  # type: ignore[arg-type]  # Target checks it
             dtype=self.dtype,
             shards=self.shards,
+            max_shard_size=parse_size(self.max_shard_size),
+            assets=self.assets,
             tie=self.tie,
         )
 
@@ -87,7 +95,8 @@ class Choices:
     def target_path(self) -> Path:
         if self.target:
             return Path(self.target).expanduser()
-        return Path("converted") / f"{self.source_path.name}-{self.generation}"
+        made = self.to if self.to in ("hf", "meta") else self.generation
+        return Path("converted") / f"{self.source_path.name}-{made}"
 
     @property
     def may_replace(self) -> bool:
@@ -109,7 +118,8 @@ class Choices:
             name: value
             for name, value in vars(self).items()
             if name not in ("source", "target", "overwrite", "interactive")
-            and value != getattr(defaults, name)
+            and (parse_size(value) if name == "max_shard_size" else value)
+            != getattr(defaults, name)
         }
         places = {"source": self.source, "target": str(self.target_path)}
         papermill = ["papermill", "notebooks/4-convert.ipynb", "run.ipynb"]
@@ -117,7 +127,7 @@ class Choices:
             papermill += ["-p", name, str(value)]
         command = ["llamaconv", "convert", source, str(self.target_path)]
         for name, value in options.items():
-            command += [f"--{name}", str(value)]
+            command += [f"--{name.replace('_', '-')}", str(value)]
         if self.may_replace:
             papermill += ["-p", "overwrite", "True"]
             command.append("--overwrite")

@@ -89,6 +89,7 @@ def test_a_wrong_parameter_or_source_fails_with_the_reason_as_the_last_line(
 
 def namespace(**changes: object) -> dict[str, object]:
     defaults = {**vars(Target()), "source": "", "target": ""}
+    defaults["max_shard_size"] = "5GB"
     return {**defaults, "overwrite": False, "interactive": "auto", "In": [""], **changes}
 
 
@@ -97,6 +98,7 @@ def namespace(**changes: object) -> dict[str, object]:
     [
         ({"generation": "titan-9"}, "generation is 'titan-9'; one of titan-0.3"),
         ({"shards": 0}, "shards is 0; a number from 1"),
+        ({"max_shard_size": "big"}, "'big' is no size; one like 5GB"),
         ({"shards": True}, "parameter shards is True; int was expected"),
         ({"interactive": "perhaps"}, "interactive is 'perhaps'; one of auto, yes, no"),
         (
@@ -145,7 +147,7 @@ def test_every_parameter_can_be_inspected_by_papermill() -> None:
     found = papermill.inspect_notebook(str(CONVERT))
     assert set(found) == {
         *("source", "target", "to", "generation", "rope", "dtype", "shards", "tie"),
-        *("overwrite", "interactive"),
+        *("max_shard_size", "assets", "overwrite", "interactive"),
     }
 
 

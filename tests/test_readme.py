@@ -24,7 +24,7 @@ def test_every_path_exists() -> None:
 
 
 def test_the_options_table_is_that_of_the_code(capsys: pytest.CaptureFixture[str]) -> None:
-    for option in ("generation", "rope", "dtype", "tie"):
+    for option in ("to", "generation", "rope", "dtype", "tie"):
         choices = " \\| ".join(CHOICES[option])
         assert f"`--{option} {choices}`" in README
     with pytest.raises(SystemExit):

@@ -26,10 +26,9 @@ def test_untouched_passes_and_one_flipped_bit_anywhere_is_seen(
     target = convert(source, verified=False, **options).target
     verification = verify_receipt(target)
     assert verification.ok
-    assert (
-        verification.checks[1].yardstick == len(verification.checks[1].detail)
-        or (verification.checks[1].yardstick or 0) > 100
-    )
+    digests = verification.checks[1]
+    assert digests.yardstick is not None
+    assert digests.yardstick > 100
     for suffix in (".distcp", ".pth", ".safetensors"):
         for file in target.glob(f"*{suffix}"):
             content = bytearray(file.read_bytes())
