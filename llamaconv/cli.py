@@ -48,6 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has gone (| head); there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if os.environ.get("LLAMACONV_DEBUG") == "1":
+            raise
+        _say([Problem(f"{error.filename or 'input or output'}: {error.strerror or error}")])
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,6 +16,8 @@ from llamaconv.problems import Problem
 
 # transformers' own default, which old config.json files rely on by leaving the entry out.
 TRANSFORMERS_DEFAULT_THETA = 10000.0
+# Eight times the deepest Llama (405B: 126).
+_MOST_LAYERS = 1024
 
 
 def to_config(
@@ -82,7 +84,7 @@ def from_config(
             reader.values[entry] = shapes[role][axis]
             reader.warn(f"{entry} is absent; {shapes[role][axis]} is taken from {role}")
     dim = reader.count("hidden_size")
-    n_layers = reader.count("num_hidden_layers")
+    n_layers = reader.layers("num_hidden_layers")
     n_heads = reader.count("num_attention_heads")
     # An absent num_key_value_heads means one kv head a query head (transformers' LlamaConfig).
     n_kv_heads = reader.count("num_key_value_heads", default=n_heads)
@@ -112,9 +114,10 @@ def from_config(
         norm_eps=reader.number("rms_norm_eps", norm_eps),
         rope_theta=theta,
         rope_scaling=scaling,
-        # LlamaConfig's own default is an untied head.
-        tied=bool(config.get("tie_word_embeddings", False)),
-        max_position=config.get("max_position_embeddings"),
+        tied=_tied(reader),
+        max_position=None
+        if config.get("max_position_embeddings") is None
+        else reader.count("max_position_embeddings"),
     )
     return (params if reader.sized else None), reader.problems
 
@@ -149,11 +152,27 @@ class ParamsReader:
         self.size_error(f"{entry} {found}; a positive whole number was expected")
         return 1
 
+    def layers(self, entry: str) -> int:
+        """A number of layers that a model can have: names are made for each."""
+        value = self.count(entry)
+        if value <= _MOST_LAYERS:
+            return value
+        self.size_error(f"{entry} is {value}; no Llama has more than {_MOST_LAYERS} layers")
+        return 1
+
     def number(self, entry: str, value: Any) -> float:
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < inf:
             return float(value)
         self.error(f"{entry} is {value!r}; a positive number was expected")
         return 1.0
+
+
+def _tied(reader: ParamsReader) -> bool:
+    # LlamaConfig's own default is an untied head.
+    tied = reader.values.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        reader.error(f"tie_word_embeddings is {tied!r}; true or false was expected")
+    return tied is True
 
 
 def _check_family(reader: ParamsReader) -> None:

@@ -114,12 +114,13 @@ def convert_checkpoint(
         raise RefusedError("--as-step-0 is for a DCP; leave it out, or choose --to dcp")
     if as_step_0:
         target = dump / "checkpoint" / "step-0"
-    workers = workers or min(4, os.cpu_count() or 1)
+    if workers is None:
+        workers = min(4, os.cpu_count() or 1)
     if not 1 <= workers <= 64:
         raise RefusedError(f"workers is {workers}; a number from 1 to 64 was expected")
     check_target(target, plan.source.path, plan.bytes_to_write, overwrite)
     before = _fingerprint(plan)
-    with staged(target, overwrite) as folder, _machine_failures(target):
+    with _machine_failures(target), staged(target, overwrite) as folder:
         engine = _Engine(plan, progress)
         began = time.perf_counter()
         digests = engine.write(folder, workers)

@@ -32,7 +32,8 @@ def from_params_json(
     ``shapes`` are those of the whole tensors, one a role. None where a size is missing.
     """
     reader = ParamsReader(entries, where)
-    dim, n_layers, n_heads = (reader.count(name) for name in ("dim", "n_layers", "n_heads"))
+    dim, n_heads = reader.count("dim"), reader.count("n_heads")
+    n_layers = reader.layers("n_layers")
     n_kv_heads = reader.count("n_kv_heads", default=n_heads)
     if dim % n_heads or n_heads % n_kv_heads:
         reader.size_error(

@@ -35,6 +35,9 @@ def check_target(target: Path, source: Path, needed_bytes: int, overwrite: bool)
     if here == there or here in there.parents or there in here.parents:
         raise RefusedError(f"{target}: source and target must not lie in each other")
     _check_existing(target, overwrite)
+    for above in target.absolute().parents:
+        if above.exists() and not above.is_dir():
+            raise RefusedError(f"{above}: is a file, not a folder; choose another target")
     parent = _existing_parent(target)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise RefusedError(f"{parent}: no permission to write here; choose another target")

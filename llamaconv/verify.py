@@ -128,7 +128,8 @@ def _check_forward(plan: Plan, here: Oracle, there: Oracle) -> list[Check]:
     for side in (source, target):
         # A tied head that is not stored is the embedding.
         side.setdefault(("output", None), side["tok_embeddings", None])
-    n_tokens = min(_FORWARD_TOKENS, plan.params.max_position or _FORWARD_TOKENS)
+    # A loss needs a second token, however short the model's own positions.
+    n_tokens = max(2, min(_FORWARD_TOKENS, plan.params.max_position or _FORWARD_TOKENS))
     text = torch.tensor(list(held_out_text()[:n_tokens])) % plan.params.vocab_size
     tokens_BP = text.unsqueeze(0)
     with torch.no_grad():

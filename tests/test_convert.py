@@ -216,6 +216,19 @@ class TestTarget:
             self.run(source, target, overwrite=True)
         assert (target / "mine").read_text() == "precious"
 
+    def test_a_place_below_a_file_is_refused(self, source: Path, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(RefusedError, match="is a file, not a folder"):
+            self.run(source, tmp_path / "file" / "below" / "target")
+
+    @pytest.mark.parametrize("workers", [0, -1, 65])
+    def test_a_number_of_threads_that_is_none_is_refused(
+        self, source: Path, tmp_path: Path, workers: int
+    ) -> None:
+        with pytest.raises(RefusedError, match=f"workers is {workers}"):
+            self.run(source, tmp_path / "target", workers=workers)
+        assert not (tmp_path / "target").exists()
+
     def test_an_empty_folder_is_filled(self, source: Path, tmp_path: Path) -> None:
         (tmp_path / "target").mkdir()
         self.run(source, tmp_path / "target")

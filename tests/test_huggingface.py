@@ -190,6 +190,16 @@ def test_a_shard_that_is_damaged_or_something_else(
     assert any(words in problem and SHARD in problem for problem in problems), problems
 
 
+def test_a_pipe_and_a_folder_called_like_a_shard_are_not_waited_for(tmp_path: Path) -> None:
+    folder = checkpoints.write(tmp_path / "hf", shards=1)
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "one.safetensors")
+    (folder / "two.safetensors").mkdir()
+    problems = problems_of(folder)
+    assert "one.safetensors: is not a file" in problems[0]
+    assert "two.safetensors: is not a file" in problems[1]
+
+
 def test_overlapping_tensors(source: Path) -> None:
     two = b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}}'
     (source / SHARD).write_bytes(len(two).to_bytes(8, "little") + two + bytes(6))

@@ -184,6 +184,15 @@ def test_the_loss_of_the_sample_tells_right_from_wrong(convert: Callable[..., Co
     assert loss.yardstick > 1.5
 
 
+def test_a_model_of_one_position_still_has_a_loss(
+    tmp_path: Path, convert: Callable[..., Conversion]
+) -> None:
+    folder = checkpoints.write(tmp_path / "short", max_position_embeddings=1)
+    verification = convert(folder).verification
+    assert verification is not None
+    assert verification.ok
+
+
 def test_a_verdict_reads_well_in_a_terminal_and_in_a_notebook(source: Path, target: Path) -> None:
     verification = verify_checkpoint(source, target)
     assert "done wrong" in str(verification)

@@ -227,6 +227,10 @@ class _Opener:
             if path.is_symlink() and not path.exists():
                 self.error(f"{path}: is a link to {path.readlink()}, which is not there")
                 continue
+            if not path.is_file():
+                # A pipe would be waited for.
+                self.error(f"{path}: is not a file")
+                continue
             tensors, problems = self.kind.read_header(path)
             self.problems += problems
             twice = [name for name in tensors if name in self.tensors]

@@ -1,9 +1,10 @@
-"""An environment for each TorchTitan release, made once and kept, and ways to run things.
+"""An environment for each program that judges, made once and kept, and ways to run things.
 
-The idea: TorchTitan is the judge, so it gets an interpreter of its own, with the release from PyPI and
-without llamaconv or transformers. Environments live in `LLAMACONV_INTEROP_ENVS`, by default `.interop`
-in the repository's root; a marker file, written last, says that one is complete and what it was made
-from. The limit: two pytest processes must not make the same environment at the same time.
+The idea: a TorchTitan release, or Meta's own model, is the judge, so it gets an interpreter of its own,
+with the release from PyPI and without llamaconv or transformers. Environments live in
+`LLAMACONV_INTEROP_ENVS`, by default `.interop` in the repository's root; a marker file, written last,
+says that one is complete and what it was made from. The limit: two pytest processes must not make the
+same environment at the same time.
 """
 
 import json
@@ -36,21 +37,7 @@ class Release:
     installs: tuple[str, ...]
 
     def make(self) -> Path:
-        """The interpreter of this release's environment, which is made if it is not there."""
-        home = os.environ.get("LLAMACONV_INTEROP_ENVS") or HERE.parents[1] / ".interop"
-        folder = Path(home).resolve() / f"torchtitan-{self.version}"
-        python, marker = folder / "bin" / "python", folder / "complete.json"
-        # torch comes first and pinned, or torchtitan's own wish would decide which one it is.
-        pinned = f"torch=={torch.__version__.partition('+')[0]}"
-        recipe = [platform.python_version(), pinned, *self.installs]
-        if marker.exists() and json.loads(marker.read_text()) == recipe:
-            return python
-        shutil.rmtree(folder, ignore_errors=True)
-        run([sys.executable, "-m", "venv", str(folder)])
-        for arguments in (pinned, *self.installs):
-            run([str(python), "-m", "pip", "install", "--quiet", *arguments.split()])
-        marker.write_text(json.dumps(recipe))
-        return python
+        return make_environment(f"torchtitan-{self.version}", self.installs)
 
 
 RELEASES = [
@@ -72,13 +59,37 @@ class Titan:
         self, mode: str, job: dict[str, Any], name: str, script: str = "titan_side.py"
     ) -> tuple[Any, str]:
         """Runs a script of this folder on a job there; gives what it saved and what it printed."""
-        job = job | {"out": str(self.scratch / f"{name}.pt")}
-        path = self.scratch / f"{name}.json"
-        path.write_text(json.dumps(job))
-        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RANK")}
-        environment |= {"HF_HOME": str(self.scratch / "hf"), "HF_HUB_OFFLINE": "1"}
-        printed = run([str(self.python), str(HERE / script), mode, str(path)], environment)
-        return torch.load(job["out"], weights_only=True), printed
+        return run_side(self.python, [script, mode], job, self.scratch / name)
+
+
+def make_environment(name: str, installs: tuple[str, ...]) -> Path:
+    """The interpreter of the environment of this name, which is made if it is not there."""
+    home = os.environ.get("LLAMACONV_INTEROP_ENVS") or HERE.parents[1] / ".interop"
+    folder = Path(home).resolve() / name
+    python, marker = folder / "bin" / "python", folder / "complete.json"
+    # torch comes first and pinned, or another package's wish would decide which one it is.
+    pinned = f"torch=={torch.__version__.partition('+')[0]}"
+    recipe = [platform.python_version(), pinned, *installs]
+    if marker.exists() and json.loads(marker.read_text()) == recipe:
+        return python
+    shutil.rmtree(folder, ignore_errors=True)
+    run([sys.executable, "-m", "venv", str(folder)])
+    for arguments in (pinned, *installs):
+        run([str(python), "-m", "pip", "install", "--quiet", *arguments.split()])
+    marker.write_text(json.dumps(recipe))
+    return python
+
+
+def run_side(python: Path, words: list[str], job: dict[str, Any], files: Path) -> tuple[Any, str]:
+    """Runs a script of this folder, and what follows its name, on a job; its files are `files.*`."""
+    job = job | {"out": f"{files}.pt"}
+    path = Path(f"{files}.json")
+    path.write_text(json.dumps(job))
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RANK")}
+    environment |= {"HF_HOME": str(files.parent / "hf"), "HF_HUB_OFFLINE": "1"}
+    script, *mode = words
+    printed = run([str(python), str(HERE / script), *mode, str(path)], environment)
+    return torch.load(job["out"], weights_only=True), printed
 
 
 def run(command: list[str], environment: dict[str, str] | None = None) -> str:
