@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint import save
 
-from llamaconv import RefusedError, open_checkpoint
+from llamaconv import RefusedError, make_plan, open_checkpoint
 from llamaconv.convert import Conversion
 from llamaconv.pieces import PieceReader
 
@@ -54,6 +54,24 @@ def test_trainer_state_is_passed_by_and_said(tmp_path: Path) -> None:
     assert list(checkpoint.tensors) == ["norm.weight"]
     assert len(checkpoint.ignored) == 3
     assert not checkpoint.problems
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_file_that_is_cut_or_gone_is_one_problem(
+    source: Path, convert: Callable[..., Conversion], cut: bool
+) -> None:
+    target = convert(source, verified=False, shards=3).target
+    file = target / "__0_1.distcp"
+    if cut:
+        file.write_bytes(file.read_bytes()[:1000])
+    else:
+        file.unlink()
+    errors = open_checkpoint(target).errors
+    assert len(errors) == 1
+    assert "1000 found" in str(errors[0]) if cut else "is not there" in str(errors[0])
+    assert "parts of 111 tensors" in str(errors[0])
+    with pytest.raises(RefusedError, match=r"__0_1\.distcp"):
+        make_plan(open_checkpoint(target)).check()
 
 
 def test_another_family_is_of_no_known_generation(tmp_path: Path) -> None:

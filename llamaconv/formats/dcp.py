@@ -232,11 +232,14 @@ def open_folder(folder: Path) -> Checkpoint:
     written = receipt.try_read(folder, problems) or _of_step_0(folder, problems)
     ignored: list[Ignored] = []
     tensors: dict[str, TensorInfo] = {}
+    lost = _lost_in_files(folder, metadata.storage_data, problems)
     for name, entry in metadata.state_dict_metadata.items():
         if name.split(".")[0] in _TRAINER_STATE:
             ignored.append(Ignored(name, "state of the trainer, not of the model"))
         elif keys.is_computed(name):
             ignored.append(Ignored(name, "RoPE's angles: every model computes them anew"))
+        elif name in lost:
+            continue
         elif isinstance(entry, TensorStorageMetadata):
             try:
                 tensors[name] = _tensor(folder, name, entry, metadata.storage_data)
@@ -244,7 +247,7 @@ def open_folder(folder: Path) -> Checkpoint:
                 problems.append(Problem(f"{folder}: tensor {name}: {error}", (name,)))
         else:
             ignored.append(Ignored(name, "not a tensor"))
-    generation = _generation(tensors)
+    generation = _generation(tensors.keys() | (lost if not tensors else set()))
     if generation is None:
         problems.append(
             Problem(f"{folder}: names of no known TorchTitan generation: {some(tensors, 4)}")
@@ -261,6 +264,35 @@ def open_folder(folder: Path) -> Checkpoint:
         ignored=tuple(ignored),
         receipt=written.to_json() if written else None,
     )
+
+
+def _lost_in_files(
+    folder: Path, storage: dict[MetadataIndex, _StorageInfo], problems: list[Problem]
+) -> set[str]:
+    """Names of tensors whose files are gone or too short, a problem a file."""
+    ends: dict[str, int] = {}
+    names: dict[str, set[str]] = {}
+    for index, place in storage.items():
+        ends[place.relative_path] = max(
+            ends.get(place.relative_path, 0), place.offset + place.length
+        )
+        names.setdefault(place.relative_path, set()).add(index.fqn)
+    lost: set[str] = set()
+    for file, expected in ends.items():
+        path = folder / file
+        found = path.stat().st_size if path.is_file() else None
+        if found is not None and found >= expected:
+            continue
+        what = "is not there" if found is None else f"{expected} bytes expected, {found} found"
+        problems.append(
+            Problem(
+                f"{path}: {what}; it holds parts of {len(names[file])} tensors "
+                f"({some(sorted(names[file]), 3)}). The save or the download is incomplete",
+                tuple(sorted(names[file])),
+            )
+        )
+        lost |= names[file]
+    return lost
 
 
 def _of_step_0(folder: Path, problems: list[Problem]) -> receipt.Receipt | None:
