@@ -29,9 +29,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "tie": ("auto", "embedding", "head", "untie"),
 }
 
-# A process with torch imported (measured 225 to 245 MB, torch 2.13, Linux), and two buffers of
-# a block for each of a few writers.
-PEAK_MEMORY_BYTES = 350_000_000
+# Measured with torch 2.13 on Linux: 401 MB resident for a conversion of 3 GB with its checks, of
+# which 275 MB are the imports. Blocks and windows are bounded, so a larger model needs no more.
+PEAK_MEMORY_BYTES = 450_000_000
 
 
 @dataclass(frozen=True)
