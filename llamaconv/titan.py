@@ -125,7 +125,7 @@ RELEASES = (
 
 @dataclass(frozen=True)
 class Advice:
-    """How to train from a checkpoint with one release.
+    """How to train from a checkpoint with one release, named in ``release``.
 
     ``command`` is complete; ``module`` is the text of ``converted_llama.py``, to be put where
     the command is run, empty where a stock flavour fits. Both are empty where the release has
@@ -188,7 +188,11 @@ def advise(
     )
     module = "" if flavour else _module(params, release, layout)
     return Advice(
-        release.version, name, command, module, tuple(_notes(params, release, dump_folder))
+        f"TorchTitan {release.version}",
+        name,
+        command,
+        module,
+        tuple(_notes(params, release, dump_folder)),
     )
 
 

@@ -52,6 +52,7 @@ def test_sample_then_inspect_then_convert_then_verify(
     assert main(["convert", source, target]) == 0
     said = capsys.readouterr()
     assert "every check passed" in said.out
+    assert "Next:\n# TorchTitan 0.3.0\n" in said.out
     assert f"--checkpoint.initial_load_path {target}" in said.out
     assert "verifying: 1.64 MB of 1.64 MB" in said.err
     assert main(["verify", source, target]) == 0

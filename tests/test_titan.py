@@ -40,6 +40,7 @@ def advise(params: LlamaParams, generation: str, **options: object) -> titan.Adv
 
 def test_a_model_that_fits_gets_the_stock_flavour_and_the_exact_flags() -> None:
     advice = advise(LLAMA_31_8B, "titan-0.3")
+    assert str(advice).startswith("# TorchTitan 0.3.0\ntorchrun ")
     assert advice.flavour == "8B"
     assert advice.command == (
         "torchrun --nproc-per-node 8 -m torchtitan.train --module llama3 --config llama3_8b "
