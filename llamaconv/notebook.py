@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from llamaconv.plan import Target
 from llamaconv.problems import Problem, RefusedError
@@ -24,14 +24,105 @@ from llamaconv.tables import Table, parse_size
 
 @dataclass(frozen=True)
 class Choices:
-    """The parameters of notebook 4 by their names on the command line.
+    """The parameters of a notebook that only looks (1 and 3); the base of the others.
 
-    An empty ``source`` is the bundled sample, an empty ``target`` a folder under
-    ``converted/`` where the notebook runs, which later runs may replace.
+    An empty ``source`` is the bundled sample.
     """
 
     source: str
-    target: str
+    interactive: str
+
+    @classmethod
+    def of(cls, namespace: Mapping[str, Any]) -> Self:
+        """The values in a notebook's globals. Raises `RefusedError` for every wrong one."""
+        names = [field.name for field in fields(cls)]
+        problems = [_unknown(name, names) for name in _injected(namespace) if name not in names]
+        choices = cls(**{name: namespace[name] for name in names})
+        problems += choices._wrong_values()
+        if problems:
+            raise RefusedError(problems)
+        return choices
+
+    def _wrong_values(self) -> list[Problem]:
+        kinds = {"shards": int, "overwrite": bool}
+        problems = [
+            Problem(f"parameter {name} is {value!r}; {kind.__name__} was expected")
+            for name, value in vars(self).items()
+            if type(value) is not (kind := kinds.get(name, str))
+        ]
+        if self.interactive not in ("auto", "yes", "no"):
+            problems.append(
+                Problem(
+                    f"parameter interactive is {self.interactive!r}; one of auto, yes, no was expected"
+                )
+            )
+        return problems
+
+    @property
+    def source_path(self) -> Path | str:
+        """The folder, or ``hf://ORG/NAME`` as it is."""
+        if self.source.startswith("hf://"):
+            return self.source
+        return Path(self.source).expanduser() if self.source else sample_path()
+
+    @property
+    def wants_controls(self) -> bool:
+        """Whether to show controls: asked for, or a Jupyter server stands behind the kernel."""
+        if self.interactive == "auto":
+            return "JPY_SESSION_NAME" in os.environ
+        return self.interactive == "yes"
+
+    def headless(self, notebook: str, command: str = "") -> str:
+        """The same work without a notebook's window: papermill, and the command line.
+
+        ``notebook`` is a file under notebooks/, ``command`` one of llamaconv's, if there is one.
+        """
+        lines = [
+            shlex.join(["papermill", f"notebooks/{notebook}", "run.ipynb", *self._papermill()])
+        ]
+        if command:
+            lines.append(shlex.join(["llamaconv", command, *self._arguments()]))
+            if not self.source:
+                lines.insert(1, "llamaconv sample SAMPLE")
+        return "\n".join(lines)
+
+    def _papermill(self) -> list[str]:
+        words = []
+        for name, value in self._given().items():
+            words += ["-p", name, str(value)]
+        return [*words, "--execution-timeout", "600"]
+
+    def _arguments(self) -> list[str]:
+        words = [self.source or "SAMPLE"]
+        for name, value in self._given().items():
+            if name == "target":
+                words.append(str(value))
+            elif value is True:
+                words.append(f"--{name}")
+            elif name != "source":
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        return words
+
+    def _given(self) -> dict[str, object]:
+        """Parameters that are not their defaults, in the order of the command line."""
+        return {"source": self.source} if self.source else {}
+
+    def table(self) -> Table:
+        rows = [(field.name, self._shown(field.name)) for field in fields(self)]
+        return Table(("parameter", "value"), rows)
+
+    def _shown(self, name: str) -> object:
+        value = getattr(self, name)
+        return "the bundled sample" if name == "source" and not value else value
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+@dataclass(frozen=True)
+class PlanChoices(Choices):
+    """The parameters of notebook 2: a source and the target options."""
+
     to: str
     generation: str
     rope: str
@@ -40,38 +131,18 @@ class Choices:
     max_shard_size: str
     assets: str
     tie: str
-    overwrite: bool
-    interactive: str
 
-    @classmethod
-    def of(cls, namespace: Mapping[str, Any]) -> Choices:
-        """The values in a notebook's globals. Raises `RefusedError` for every wrong one."""
-        names = [field.name for field in fields(cls)]
-        problems = [_unknown(name, names) for name in _injected(namespace) if name not in names]
-        choices = cls(**{name: namespace[name] for name in names})
-        problems += choices._wrong_types()
-        if problems:
-            raise RefusedError(problems)
-        choices.options()
-        return choices
-
-    def _wrong_types(self) -> list[Problem]:
-        kinds = {"shards": int, "overwrite": bool}
-        problems = [
-            Problem(f"parameter {name} is {value!r}; {kind.__name__} was expected")
-            for name, value in vars(self).items()
-            if type(value) is not (kind := kinds.get(name, str))
-        ]
+    def _wrong_values(self) -> list[Problem]:
+        problems = super()._wrong_values()
         try:
             parse_size(str(self.max_shard_size))
         except ValueError as error:
             problems.append(Problem(f"parameter max_shard_size: {error}"))
-        if self.interactive not in ("auto", "yes", "no"):
-            problems.append(
-                Problem(
-                    f"parameter interactive is {self.interactive!r}; one of auto, yes, no was expected"
-                )
-            )
+        if not problems:
+            try:
+                self.options()
+            except RefusedError as error:
+                problems += error.problems
         return problems
 
     def options(self) -> Target:
@@ -87,69 +158,66 @@ class Choices:
             tie=self.tie,
         )
 
+    def _given(self) -> dict[str, object]:
+        defaults = vars(Target())
+        options = {name: getattr(self, name) for name in defaults}
+        return super()._given() | {
+            name: value
+            for name, value in options.items()
+            if (parse_size(value) if name == "max_shard_size" else value) != defaults[name]
+        }
+
+
+@dataclass(frozen=True)
+class VerifyChoices(Choices):
+    """The parameters of notebook 5. An empty ``target`` is a folder under ``converted/``."""
+
+    target: str
+
     @property
-    def source_path(self) -> Path:
-        return Path(self.source).expanduser() if self.source else sample_path()
+    def target_path(self) -> Path:
+        if self.target:
+            return Path(self.target).expanduser()
+        return Path("converted") / f"{Path(self.source_path).name}-titan-0.3"
+
+    def _given(self) -> dict[str, object]:
+        return super()._given() | {"target": str(self.target_path)}
+
+    def _shown(self, name: str) -> object:
+        return str(self.target_path) if name == "target" else super()._shown(name)
+
+
+@dataclass(frozen=True)
+class ConvertChoices(PlanChoices):
+    """The parameters of notebook 4 by their names on the command line.
+
+    An empty ``target`` is a folder under ``converted/`` where the notebook runs, which later
+    runs may replace.
+    """
+
+    target: str
+    overwrite: bool
 
     @property
     def target_path(self) -> Path:
         if self.target:
             return Path(self.target).expanduser()
         made = self.to if self.to in ("hf", "meta") else self.generation
-        return Path("converted") / f"{self.source_path.name}-{made}"
+        return Path("converted") / f"{Path(self.source_path).name}-{made}"
 
     @property
     def may_replace(self) -> bool:
         """Whether a checkpoint at the target may be replaced: asked for, or the default place."""
         return self.overwrite or not self.target
 
-    @property
-    def wants_controls(self) -> bool:
-        """Whether to show controls: asked for, or a Jupyter server stands behind the kernel."""
-        if self.interactive == "auto":
-            return "JPY_SESSION_NAME" in os.environ
-        return self.interactive == "yes"
+    def _given(self) -> dict[str, object]:
+        given = super()._given()
+        source = {"source": given.pop("source")} if "source" in given else {}
+        replace = {"overwrite": True} if self.may_replace else {}
+        return source | {"target": str(self.target_path)} | given | replace
 
-    def commands(self) -> str:
-        """The same work without a notebook's window: papermill, and the command line."""
-        defaults = Target()
-        source = str(self.source_path) if self.source else "SAMPLE"
-        options = {
-            name: value
-            for name, value in vars(self).items()
-            if name not in ("source", "target", "overwrite", "interactive")
-            and (parse_size(value) if name == "max_shard_size" else value)
-            != getattr(defaults, name)
-        }
-        places = {"source": self.source, "target": str(self.target_path)}
-        papermill = ["papermill", "notebooks/4-convert.ipynb", "run.ipynb"]
-        for name, value in {**{k: v for k, v in places.items() if v}, **options}.items():
-            papermill += ["-p", name, str(value)]
-        command = ["llamaconv", "convert", source, str(self.target_path)]
-        for name, value in options.items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
-        if self.may_replace:
-            papermill += ["-p", "overwrite", "True"]
-            command.append("--overwrite")
-        papermill += ["--execution-timeout", "600"]
-        lines = [shlex.join(papermill), shlex.join(command)]
-        if not self.source:
-            lines.insert(1, "llamaconv sample SAMPLE")
-        return "\n".join(lines)
-
-    def table(self) -> Table:
-        shown = {"source": "the bundled sample", "target": str(self.target_path)}
-        rows = [
-            (
-                field.name,
-                getattr(self, field.name) or shown.get(field.name, getattr(self, field.name)),
-            )
-            for field in fields(self)
-        ]
-        return Table(("parameter", "value"), rows)
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
+    def _shown(self, name: str) -> object:
+        return str(self.target_path) if name == "target" else super()._shown(name)
 
 
 def _unknown(name: str, names: list[str]) -> Problem:

@@ -6,6 +6,7 @@ the likely cause and the way out. A plan collects all of them before anything is
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -37,6 +38,15 @@ class LlamaconvError(Exception):
             problems = (problems,)
         self.problems = tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the problems, without a traceback (a hook of IPython)."""
+        return [str(problem) for problem in self.problems]
+
+    def _repr_html_(self) -> str:
+        lines = (f"<li>{html.escape(str(problem))}</li>" for problem in self.problems)
+        style = "border-left:4px solid #c44;padding-left:1em;list-style:none"
+        return f'<ul role="alert" style="{style}">{"".join(lines)}</ul>'
 
 
 class RefusedError(LlamaconvError):

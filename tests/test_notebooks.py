@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from llamaconv import RefusedError, Target, sample_path
-from llamaconv.notebook import Choices
+from llamaconv.notebook import ConvertChoices as Choices
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 CONVERT = NOTEBOOKS / "4-convert.ipynb"
@@ -126,7 +126,7 @@ def test_controls_are_shown_where_a_jupyter_server_stands_behind_the_kernel(
 
 def test_the_headless_commands_say_what_was_chosen() -> None:
     choices = Choices.of(namespace(source="/data/my model", dtype="float32", shards=4))
-    papermill_command, command = choices.commands().splitlines()
+    papermill_command, command = choices.headless("4-convert.ipynb", "convert").splitlines()
     assert "-p source '/data/my model' -p target" in papermill_command
     assert "-p dtype float32 -p shards 4" in papermill_command
     assert "llamaconv convert '/data/my model'" in command
