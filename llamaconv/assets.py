@@ -12,9 +12,13 @@ from pathlib import Path
 from llamaconv import keys
 from llamaconv.config import from_config
 from llamaconv.files import try_json
+from llamaconv.fused import take_apart
+from llamaconv.params import LlamaParams
 from llamaconv.pieces import Checkpoint
 from llamaconv.plan import Target
 from llamaconv.problems import Problem, warning
+
+CONFIG = "config.json"
 
 
 def assets_folder(source: Checkpoint, target: Target) -> Path | None:
@@ -24,10 +28,10 @@ def assets_folder(source: Checkpoint, target: Target) -> Path | None:
     if source.format == "huggingface":
         return source.path if source.path.is_dir() else source.path.parent
     # Hugging Face's repositories of Llama hold Meta's files under original/.
-    if source.format == "meta" and (source.path / "config.json").is_file():
+    if source.format == "meta" and (source.path / CONFIG).is_file():
         return source.path
     recorded = source.receipt["source"].get("assets") if source.receipt else None
-    if recorded and (Path(recorded) / "config.json").is_file():
+    if recorded and (Path(recorded) / CONFIG).is_file():
         return Path(recorded)
     return None
 
@@ -36,25 +40,15 @@ def with_params(source: Checkpoint, target: Target) -> Checkpoint:
     """``source`` with parameters and every problem about where they come from."""
     problems: list[Problem] = []
     folder = assets_folder(source, target)
-    if target.assets and folder is not None and not (folder / "config.json").is_file():
+    if target.assets and folder is not None and not (folder / CONFIG).is_file():
         problems.append(Problem(f"{folder}: --assets names a folder that has no config.json"))
         folder = None
     params = source.params
-    if params is None and source.format == "dcp":
-        if folder is None:
-            problems.append(
-                Problem(
-                    f"{source.path}: no receipt (llamaconv.json) says how many heads the model has, "
-                    "nor its RoPE base; give a folder with the model's config.json as --assets"
-                )
-            )
-        elif (config := try_json(folder / "config.json", problems)) is not None:
-            shapes: dict[str, tuple[int, ...]] = {}
-            for name, tensor in source.tensors.items():
-                if known := keys.identify(name, source.naming):
-                    shapes.setdefault(known[0].name, tensor.shape)
-            params, found = from_config(config, shapes, str(folder / "config.json"))
-            problems += found
+    if params is None and (found := _without_params(source, target, folder)):
+        problems.append(found)
+    elif params is None and folder is not None and source.format in ("dcp", "huggingface"):
+        params, found_in_config = _params_of(source, folder)
+        problems += found_in_config
     if target.to == "hf" and folder is None and not target.assets:
         problems.append(
             warning(
@@ -62,4 +56,34 @@ def with_params(source: Checkpoint, target: Target) -> Checkpoint:
                 "is written; give one as --assets"
             )
         )
-    return replace(source, params=params, problems=(*source.problems, *problems))
+    return take_apart(replace(source, params=params, problems=(*source.problems, *problems)))
+
+
+def _without_params(source: Checkpoint, target: Target, folder: Path | None) -> Problem | None:
+    """The problem, where no file says what the weights do not."""
+    if source.format == "dcp" and folder is None:
+        return Problem(
+            f"{source.path}: no receipt (llamaconv.json) says how many heads the model has, "
+            "nor its RoPE base; give a folder with the model's config.json as --assets"
+        )
+    if source.format == "huggingface" and folder and not (folder / CONFIG).exists():
+        return Problem(
+            f"{folder / CONFIG}: is not there; heads, RoPE base and scaling are in no weight. "
+            "Copy config.json of the model beside the weights, or give its folder as --assets"
+        )
+    return None
+
+
+def _params_of(source: Checkpoint, folder: Path) -> tuple[LlamaParams | None, list[Problem]]:
+    problems: list[Problem] = []
+    if source.format == "huggingface" and folder in (source.path, source.path.parent):
+        return None, problems  # opening the source read it, and said what is wrong
+    config = try_json(folder / CONFIG, problems)
+    if config is None:
+        return None, problems
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, tensor in source.tensors.items():
+        if known := keys.identify(name, source.naming):
+            shapes.setdefault(known[0].name, tensor.shape)
+    params, found = from_config(config, shapes, str(folder / CONFIG))
+    return params, problems + found

@@ -1,4 +1,4 @@
-"""Two questions about bytes that a plan hangs on, answered a block at a time and without torch."""
+"""Questions about bytes that a plan hangs on, answered a block at a time and without torch."""
 
 from __future__ import annotations
 
@@ -26,6 +26,25 @@ def all_zero(tensor: TensorInfo) -> bool:
         for first, last in _blocks(tensor):
             rows = _rows(reader, tensor, first, last)
             if rows.count(0) != len(rows):
+                return False
+    return True
+
+
+_ONE = {
+    "float64": b"\0\0\0\0\0\0\xf0\x3f",
+    "float32": b"\0\0\x80\x3f",
+    "float16": b"\0\x3c",
+    "bfloat16": b"\x80\x3f",
+}
+
+
+def all_one(tensor: TensorInfo) -> bool:
+    """Whether every element is 1."""
+    one = _ONE.get(tensor.dtype, b"")
+    with PieceReader() as reader:
+        for first, last in _blocks(tensor):
+            rows = _rows(reader, tensor, first, last)
+            if rows != one * (len(rows) // max(1, len(one))):
                 return False
     return True
 

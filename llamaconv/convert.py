@@ -28,7 +28,7 @@ import torch
 from llamaconv import receipt, rope, titan, verify
 from llamaconv.assets import assets_folder
 from llamaconv.checks import Verification
-from llamaconv.formats import dcp, huggingface_write, meta_write
+from llamaconv.formats import dcp_write, huggingface_write, meta_write
 from llamaconv.pieces import PieceReader, TensorInfo
 from llamaconv.plan import Move, Plan
 from llamaconv.problems import FailedError, Problem, RefusedError
@@ -200,7 +200,7 @@ class _Engine:
         target, params = self.plan.target, self.plan.params
         assert params is not None
         if target.to == "dcp":
-            return dcp.write(folder, tensors, target.shards, self.blocks, workers)
+            return dcp_write.write(folder, tensors, target.shards, self.blocks, workers)
         assets = assets_folder(self.plan.source, target)
         if target.to == "meta":
             meta_write.write_params(folder, params, assets)

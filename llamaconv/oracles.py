@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
-from llamaconv.pieces import Checkpoint, PieceReader, TensorInfo
+from llamaconv.pieces import Checkpoint, Piece, PieceReader, TensorInfo
 
 # Tensors up to this size are loaded by `dcp.load` whole, a batch at a time.
 WHOLE_BYTES = 16 << 20
@@ -38,8 +39,26 @@ class Oracle:
 
 class SafetensorsOracle(Oracle):
     def rows(self, name: str, first: int, last: int) -> Tensor:
+        tensor = self.checkpoint.tensors[name]
+        if len(tensor.pieces) == 1:
+            return self._slice(tensor.pieces[0], name, first, last)
+        # Saved by several ranks: each file has a part, a slice of columns where it is narrower.
+        rows = torch.empty((last - first, *tensor.shape[1:]), dtype=getattr(torch, tensor.dtype))
+        for piece in tensor.pieces:
+            begin, end = max(first, piece.start[0]), min(last, piece.start[0] + piece.shape[0])
+            if begin >= end:
+                continue
+            part = self._slice(piece, name, begin - piece.start[0], end - piece.start[0])
+            columns = tuple(
+                slice(start, start + n)
+                for start, n in zip(piece.start[1:], piece.shape[1:], strict=True)
+            )
+            rows[(slice(begin - first, end - first), *columns)] = part
+        return rows
+
+    def _slice(self, piece: Piece, name: str, first: int, last: int) -> Tensor:
         # Opened anew each time: a mapping kept open would count all that was read as memory.
-        with safe_open(self.checkpoint.tensors[name].pieces[0].file, framework="pt") as file:
+        with safe_open(piece.file, framework="pt") as file:
             rows: Tensor = file.get_slice(name)[first:last]
         return rows
 
@@ -51,8 +70,23 @@ class DcpOracle(Oracle):
 
     def prefetch(self, names: Sequence[str]) -> None:
         tensors = [self.checkpoint.tensors[name] for name in dict.fromkeys(names)]
-        small = [tensor for tensor in tensors if tensor.nbytes <= WHOLE_BYTES]
+        small = [t for t in tensors if t.nbytes <= WHOLE_BYTES and not t.stored]
         self._loaded = load_dcp(self.checkpoint.path, small)
+        for tensor in tensors:
+            if tensor.stored and 3 * tensor.nbytes <= WHOLE_BYTES:
+                self._take_apart(tensor)
+
+    def _take_apart(self, tensor: TensorInfo) -> None:
+        """wq, wk or wv of a fused matrix, as TorchTitan's own hook splits it when it saves."""
+        params = self.checkpoint.params
+        assert params is not None
+        n_rows = params.q_rows + 2 * params.kv_rows
+        whole = replace(tensor, name=tensor.stored, shape=(n_rows, *tensor.shape[1:]))
+        fused = load_dcp(self.checkpoint.path, [whole])[tensor.stored]
+        groups = fused.reshape(params.n_kv_heads, -1, params.head_dim, *tensor.shape[1:])
+        role = tensor.name.split(".")[-2]
+        part = {"wq": groups[:, :-2], "wk": groups[:, -2], "wv": groups[:, -1]}[role]
+        self._loaded[tensor.name] = part.reshape(tensor.shape)
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
         if name in self._loaded:

@@ -7,6 +7,7 @@ is known here, and neither is torch: dtypes are torch's names as text.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -57,12 +58,18 @@ class Piece:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Name, dtype (torch's name), shape, and the pieces that make the tensor up."""
+    """Name, dtype (torch's name), shape, and the pieces that make the tensor up.
+
+    ``stored`` is the name of the tensor in the files that this one is rows of, if it is.
+    ``is_part`` says that further files may hold more of it.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...] = ()
+    stored: str = ""
+    is_part: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -79,6 +86,42 @@ class TensorInfo:
     @property
     def files(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(piece.file.name for piece in self.pieces))
+
+    def not_covered(self) -> str:
+        """What is wrong with how the pieces make the tensor up; nothing where they tile it."""
+        for piece in self.pieces:
+            ends = [start + n for start, n in zip(piece.start, piece.shape, strict=True)]
+            if any(end > n for end, n in zip(ends, self.shape, strict=True)):
+                return f"a piece in {piece.file.name} reaches beyond shape {list(self.shape)}"
+        found = sum(prod(piece.shape) for piece in self.pieces)
+        if found != prod(self.shape):
+            return f"its pieces have {found} elements, {prod(self.shape)} expected"
+        if len({piece.start for piece in self.pieces if prod(piece.shape)}) != sum(
+            prod(piece.shape) > 0 for piece in self.pieces
+        ):
+            return "two of its pieces lie at the same place"
+        return ""
+
+    def rows_of(self, name: str, runs: Sequence[tuple[int, int]]) -> TensorInfo:
+        """The tensor ``name`` made of runs of this one's rows (first, and the last excluded)."""
+        pieces, length = [], 0
+        for first, last in runs:
+            for piece in self.pieces:
+                top = piece.start[0]
+                begin, end = max(first, top), min(last, top + piece.shape[0])
+                if begin >= end:
+                    continue
+                skipped = (begin - top) * prod(piece.shape[1:]) * DTYPE_BYTES[self.dtype]
+                pieces.append(
+                    Piece(
+                        piece.file,
+                        piece.offset + skipped,
+                        (length + begin - first, *piece.start[1:]),
+                        (end - begin, *piece.shape[1:]),
+                    )
+                )
+            length += last - first
+        return TensorInfo(name, self.dtype, (length, *self.shape[1:]), tuple(pieces))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from llamaconv import keys
 from llamaconv.assets import with_params
-from llamaconv.compare import all_zero
+from llamaconv.compare import all_one, all_zero
+from llamaconv.foreign import family_of
 from llamaconv.head import resolve_head
 from llamaconv.params import LlamaParams
 from llamaconv.params_json import unfit
@@ -61,6 +62,7 @@ class _Planner:
             self._check_tensors(self.params)
             if self.target.to == "meta":
                 self._check_meta(self.params)
+            self._check_trained()
         if self._nothing_to_do():
             self.error(
                 f"{self.source.path}: is {self.target}, {self.source.rope} rows already; there is "
@@ -131,6 +133,8 @@ class _Planner:
             keys.identify(f"model.{name}", "huggingface") for name in unknown
         ):
             return ". They lack 'model.' in front: saved from LlamaModel, not LlamaForCausalLM"
+        if family := family_of(unknown):
+            return f". Such are of {family}"
         return ". They are of another model family, or of an extension that has to be merged first"
 
     def _drop(self, tensor: TensorInfo, reason: str) -> None:
@@ -236,6 +240,17 @@ class _Planner:
                     f"--shards {self.target.shards}: {count} {getattr(params, count)} cannot be cut "
                     "into that many equal parts, as Meta's files need"
                 )
+
+    def _check_trained(self) -> None:
+        """Norms start as ones; a trainer that never loaded weights saves them so."""
+        norms = [t for (name, _), t in self.known.items() if name.endswith("norm")]
+        if self.source.format == "dcp" and norms and all(map(all_one, norms)):
+            self.problems.append(
+                warning(
+                    f"{self.source.path}: looks like a random initialisation: all {len(norms)} norms "
+                    "are exactly 1, as before any training. Were the weights ever loaded?"
+                )
+            )
 
     # Checking: shapes by the table's formula, dtypes that are weights.
 

@@ -29,7 +29,7 @@ from llamaconv.comparison import Comparison, Progress, other_layout
 from llamaconv.formats.detect import open_checkpoint
 from llamaconv.oracles import Oracle, oracle
 from llamaconv.pieces import Checkpoint
-from llamaconv.plan import Plan, Target
+from llamaconv.plan import CHOICES, Plan, Target
 from llamaconv.planner import make_plan
 from llamaconv.problems import LlamaconvError, RefusedError, some
 from llamaconv.sample import held_out_text
@@ -57,10 +57,11 @@ def verify_checkpoint(
         wanted = Target(**{**found.receipt["target"], "assets": ""})
     elif found.format == "huggingface":
         wanted = Target(to="hf")
-    elif found.generation:
+    elif found.generation in CHOICES["generation"]:
         wanted = Target(to="dcp", generation=found.generation)
     else:
-        raise RefusedError(found.errors)
+        reason = "no receipt says what it was made from, and its names are no target's"
+        raise RefusedError(found.errors or f"{target}: {reason}")
     opened = open_checkpoint(source)
     if opened.params is None and found.params is not None:
         # A DCP without a receipt names no heads; the folder made from it does.

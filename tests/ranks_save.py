@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 4 ranks_save.py WEIGHTS FOLDER
 
-WEIGHTS is a file of torch.save, a dict of tensors. FOLDER gets a DCP a kind of placement.
+WEIGHTS is a file of torch.save, {"titan-0.3": tensors, "fused": …, "huggingface": …}. FOLDER gets
+a DCP a kind of placement, and what torch's HuggingFaceStorageWriter saves of the same.
 """
 
 import sys
@@ -17,7 +18,8 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 def main() -> None:
     dist.init_process_group("gloo")
-    weights = torch.load(sys.argv[1], weights_only=True)
+    namings = torch.load(sys.argv[1], weights_only=True)
+    folder = Path(sys.argv[2])
     flat = init_device_mesh("cpu", (4,))
     square = init_device_mesh("cpu", (2, 2))
     kinds = {
@@ -25,14 +27,28 @@ def main() -> None:
         "tp": (flat, lambda ndim: [Shard(1) if ndim == 2 else Replicate()]),
         "2d": (square, lambda ndim: [Shard(0), Shard(1) if ndim == 2 else Replicate()]),
     }
-    for kind, (mesh, place) in kinds.items():
-        state = {
+
+    def cut(naming, kind):
+        mesh, place = kinds[kind]
+        return {
             name: distribute_tensor(weight, mesh, place(weight.ndim))
-            for name, weight in weights.items()
+            for name, weight in namings[naming].items()
         }
+
+    for kind in kinds:
+        state = cut("titan-0.3", kind)
         optimizer = {f"state.{name}.exp_avg": tensor for name, tensor in state.items()}
         trainer = {"optimizer": optimizer, "train_state": {"step": 7}, "lr_scheduler": {"last": 1}}
-        dcp.save({**state, **trainer}, checkpoint_id=Path(sys.argv[2]) / kind)
+        dcp.save({**state, **trainer}, checkpoint_id=folder / kind)
+        writer = dcp.HuggingFaceStorageWriter(folder / f"hf-{kind}", save_distributed=True)
+        dcp.save(cut("huggingface", kind), storage_writer=writer)
+    for kind in ("fsdp", "2d"):
+        dcp.save(cut("fused", kind), checkpoint_id=folder / f"fused-{kind}")
+    dcp.save(cut("huggingface", "fsdp"), checkpoint_id=folder / "hf-names")
+    writer = dcp.HuggingFaceStorageWriter(
+        folder / "hf-consolidated", save_distributed=True, enable_consolidation=True
+    )
+    dcp.save(cut("huggingface", "fsdp"), storage_writer=writer)
     dist.destroy_process_group()
 
 

@@ -4,11 +4,12 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import checkpoints
 import pytest
 import torch
 from torch.distributed.checkpoint import save
 
-from llamaconv import RefusedError, make_plan, open_checkpoint
+from llamaconv import RefusedError, Target, make_plan, open_checkpoint
 from llamaconv.convert import Conversion
 from llamaconv.pieces import PieceReader
 
@@ -74,10 +75,37 @@ def test_a_file_that_is_cut_or_gone_is_one_problem(
         make_plan(open_checkpoint(target)).check()
 
 
-def test_another_family_is_of_no_known_generation(tmp_path: Path) -> None:
-    save({"transformer.wte.weight": torch.ones(2, 2)}, checkpoint_id=tmp_path / "dcp", no_dist=True)
-    checkpoint = open_checkpoint(tmp_path / "dcp")
-    assert "no known TorchTitan generation: transformer.wte.weight" in str(checkpoint.problems[0])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a.b", "names of no known TorchTitan generation: a.b"),
+        ("transformer.h.0.attn.c_attn.weight", "those of GPT-2"),
+        ("layers.0.attention.q_norm.weight", "those of Qwen 3"),
+        ("layers.0.attention.wq.bias", "those of Qwen 2"),
+        ("model.layers.1.block_sparse_moe.gate.weight", "those of Mixtral"),
+        ("layers.0.attention.wkv_a.weight", "those of DeepSeek"),
+        ("layers.0.feed_forward.w13.weight", "w1 and w3 fused"),
+        ("module.tok_embeddings.weight", "save model.module"),
+        ("optimizer.state.a", "no tensor of a model"),
+    ],
+)
+def test_another_family_is_named(tmp_path: Path, name: str, words: str) -> None:
+    save({name: torch.ones(2, 2)}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    assert words in str(open_checkpoint(tmp_path / "dcp").errors[0])
+
+
+def test_norms_that_are_all_one_look_like_a_random_initialisation(
+    tmp_path: Path, source: Path, convert: Callable[..., Conversion]
+) -> None:
+    def warned(folder: Path) -> bool:
+        plan = make_plan(open_checkpoint(folder), Target(assets=str(source)))
+        assert not plan.errors
+        return any("random initialisation: all 25 norms" in str(p) for p in plan.problems)
+
+    assert not warned(convert(source, verified=False).target)
+    weights = checkpoints.tensors()
+    fresh = {n: torch.ones_like(w) if w.ndim == 1 else w for n, w in weights.items()}
+    assert warned(convert(checkpoints.write(tmp_path / "fresh", fresh), "new").target)
 
 
 def test_metadata_that_would_run_code_is_refused_by_name_and_does_not_run(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints that four ranks saved as DTensors, with a trainer's state beside the model."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,18 @@ from llamaconv.convert import Conversion
 UNEVEN = replace(checkpoints.GQA, vocab_size=81, ffn_dim=90, n_layers=11)
 
 
+def fused(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """wq, wk and wv as TorchTitan's FusedQKVLinear merges them (models/common/attention.py)."""
+    made = dict(weights)
+    heads, kv = UNEVEN.n_heads, UNEVEN.n_kv_heads
+    for layer in range(UNEVEN.n_layers):
+        start = f"layers.{layer}.attention.qkv_linear."
+        q, k, v = (made.pop(f"{start}{name}.weight") for name in ("wq", "wk", "wv"))
+        groups = [q.view(kv, heads // kv, 8, -1), k.view(kv, 1, 8, -1), v.view(kv, 1, 8, -1)]
+        made[f"{start}wqkv.weight"] = torch.cat(groups, dim=1).reshape(-1, UNEVEN.dim)
+    return made
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source folder, and beside it the same weights as four ranks saved them."""
@@ -33,7 +46,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = convert_checkpoint(plan, home / "whole", verified=False).target
     from conftest import load_dcp
 
-    torch.save(load_dcp(target), home / "weights.pt")
+    titan = load_dcp(target)
+    namings = {
+        "titan-0.3": titan,
+        "fused": fused(titan),
+        "huggingface": checkpoints.tensors(UNEVEN),
+    }
+    torch.save(namings, home / "weights.pt")
     script = Path(__file__).with_name("ranks_save.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "4"]
     command += ["--standalone", str(script), str(home / "weights.pt"), str(home)]
@@ -66,6 +85,56 @@ def test_a_resharded_one_loads_whole(
     plan = make_plan(open_checkpoint(saved / "2d"), target)
     done: Conversion = convert_checkpoint(plan, tmp_path / "resharded")
     found = load_dcp(done.target)
-    expected = torch.load(saved / "weights.pt", weights_only=True)
+    expected = torch.load(saved / "weights.pt", weights_only=True)["titan-0.3"]
     for move in plan.written:
         assert torch.equal(found[move.writes], expected[move.source])
+
+
+@pytest.mark.parametrize("kind", ["fused-fsdp", "fused-2d", "hf-names"])
+def test_fused_qkv_and_names_of_transformers_come_back_too(
+    saved: Path, tmp_path: Path, kind: str
+) -> None:
+    checkpoint = open_checkpoint(saved / kind)
+    assert not checkpoint.problems
+    plan = make_plan(checkpoint, Target(assets=str(saved / "source")))
+    assert plan.source.rope == ("half_split" if kind == "hf-names" else "interleaved")
+    done = convert_checkpoint(plan, tmp_path / "back")
+    assert done.verification is not None and done.verification.ok
+    assert_same_folder(saved / "source", done.target)
+
+
+def test_fused_qkv_of_other_heads_is_refused_by_shape(saved: Path, tmp_path: Path) -> None:
+    other = checkpoints.write(
+        tmp_path / "other",
+        checkpoints.tensors(UNEVEN),
+        vocab_size=81,
+        intermediate_size=90,
+        num_hidden_layers=11,
+        num_key_value_heads=4,
+    )
+    plan = make_plan(open_checkpoint(saved / "fused-fsdp"), Target(assets=str(other)))
+    assert "wqkv.weight: shape [96, 64], [128, 64] expected of 8 heads and 4 kv heads" in str(
+        plan.errors[0]
+    )
+
+
+@pytest.mark.parametrize("kind", ["hf-fsdp", "hf-tp", "hf-2d", "hf-consolidated"])
+def test_what_torch_writes_for_hugging_face_is_a_source(
+    saved: Path, tmp_path: Path, kind: str
+) -> None:
+    checkpoint = open_checkpoint(saved / kind)
+    assert not checkpoint.errors
+    assert "config.json: is not there" in str(make_plan(checkpoint).errors[0])
+    plan = make_plan(checkpoint, Target(assets=str(saved / "source")))
+    done = convert_checkpoint(plan, tmp_path / "dcp")
+    assert done.verification is not None and done.verification.ok
+    back = convert_checkpoint(make_plan(open_checkpoint(done.target)), tmp_path / "back").target
+    assert_same_folder(saved / "source", back)
+
+
+def test_a_rank_of_hugging_face_shards_that_is_missing_is_said(saved: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved / "hf-fsdp", tmp_path / "cut")
+    (folder / "shard-00002-model-00001-of-00001.safetensors").unlink()
+    problems = " ".join(map(str, open_checkpoint(folder).errors))
+    assert "model.embed_tokens.weight is cut over 3 files" in problems
+    assert "a rank's file is missing" in problems

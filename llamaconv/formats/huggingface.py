@@ -223,6 +223,7 @@ class _Opener:
                 f"{self.folder}: no {self.kind.files} file; expected {self.kind.index} with its shards, or {self.kind.single}"
             )
         self._check_numbering([path.name for path in paths])
+        parts: dict[str, list[TensorInfo]] = {}
         for path in paths:
             if path.is_symlink() and not path.exists():
                 self.error(f"{path}: is a link to {path.readlink()}, which is not there")
@@ -233,10 +234,33 @@ class _Opener:
                 continue
             tensors, problems = self.kind.read_header(path)
             self.problems += problems
+            for name in [name for name, tensor in tensors.items() if tensor.is_part]:
+                parts.setdefault(name, []).append(tensors.pop(name))
             twice = [name for name in tensors if name in self.tensors]
             if twice:
                 self._twice(twice, self.tensors[twice[0]].files[0], path.name)
             self.tensors.update(tensors)
+        self._join(parts)
+
+    def _join(self, parts: dict[str, list[TensorInfo]]) -> None:
+        """Tensors cut over files, as torch's HuggingFaceStorageWriter saves those of many ranks."""
+        for name, cut in parts.items():
+            pieces = {piece.start: piece for part in cut for piece in part.pieces}
+            tensor = TensorInfo(
+                name,
+                cut[0].dtype,
+                # The files do not say how long a tensor is; what lies farthest out does.
+                tuple(map(max, zip(*(part.shape for part in cut), strict=True))),
+                tuple(pieces[start] for start in sorted(pieces)),
+            )
+            wrong = tensor.not_covered()
+            if wrong or len({(part.dtype, len(part.shape)) for part in cut}) != 1:
+                self.error(
+                    f"{self.folder}: {name} is cut over {len(cut)} files, and {wrong or 'they differ'}"
+                    "; a rank's file is missing, or is of another save",
+                    (name,),
+                )
+            self.tensors[name] = tensor
 
     def _twice(self, names: list[str], first: str, second: str) -> None:
         self.error(
@@ -262,9 +286,9 @@ class _Opener:
     def read_params(self) -> LlamaParams | None:
         path = self.folder / "config.json"
         if not path.is_file():
-            self.error(
-                f"{path}: is not there; heads, RoPE base and scaling are in no weight. "
-                "Copy config.json of the model beside the weights"
+            # Not an error yet: --assets may name another folder that has it, see `assets`.
+            self.problems.append(
+                warning(f"{path}: is not there; heads, RoPE base and scaling are in no weight")
             )
             return None
         config = try_json(path, self.problems)

@@ -8,6 +8,7 @@ https://huggingface.co/docs/safetensors/index#format
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -95,6 +96,9 @@ def _tensors(
         spans.append((begin, end, name))
         piece = Piece(path, data_start + begin, (0,) * len(shape), shape)
         tensors[name] = TensorInfo(name, dtype, shape, (piece,))
+    for name, start in _starts(header).items():
+        if name in tensors and len(start) == len(tensors[name].shape):
+            tensors[name] = _part(tensors[name], start)
     data_bytes = 0
     # The bytes follow each other without a gap or an overlap (the format's own rule).
     for begin, end, name in sorted(spans):
@@ -116,6 +120,27 @@ def _tensors(
             Problem(f"{path}: {expected} bytes expected, {file_bytes} found; {cause}", (path.name,))
         )
     return tensors, problems
+
+
+def _starts(header: dict[str, Any]) -> dict[str, list[int]]:
+    """Where each tensor of the file sits in a larger one, as torch's ranks note it.
+
+    HuggingFaceStorageWriter (torch/distributed/checkpoint/_hf_utils.py) puts the offsets of a
+    part beside its bytes; other files have none.
+    """
+    try:
+        noted = parse_json(header["__metadata__"]["DCP_SHARDING_INFO"].encode())
+        starts = {name: entry["saved_offsets"] for name, entry in noted.items()}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}
+    return {name: start for name, start in starts.items() if _sizes(start)}
+
+
+def _part(tensor: TensorInfo, start: list[int]) -> TensorInfo:
+    """``tensor`` as a part of one that reaches at least to its end."""
+    piece = replace(tensor.pieces[0], start=tuple(start))
+    shape = tuple(map(sum, zip(start, tensor.shape, strict=True)))
+    return replace(tensor, shape=shape, pieces=(piece,), is_part=True)
 
 
 def _entry(entry: Any) -> tuple[str, tuple[int, ...], int, int]:

@@ -1,0 +1,201 @@
+"""Writing PyTorch Distributed Checkpoints, through torch's own writer.
+
+`torch.distributed.checkpoint.save` with a planner that says which row chunks there are and a
+storage writer that puts the bytes down. Each entry of a ``.distcp`` file is what ``torch.save``
+writes for one tensor: torch writes the envelope around an unmaterialised tensor
+(``torch.serialization.skip_data``), and where the bytes belong it seeks past them; the stream
+answers that seek by letting the bytes through. So torch keeps ownership of the format, and no
+tensor is ever whole in memory.
+
+The concession: the checksums inside the envelope are those of an entry without data, which
+``torch.load`` does not check (nor with ``torch.serialization.set_crc32_options(False)``);
+tools other than torch may complain. The receipt carries a digest a piece instead.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+)
+from torch.distributed.checkpoint.planner import (
+    SavePlan,
+    SavePlanner,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from llamaconv.formats.blocks import Blocks
+from llamaconv.formats.torch_stream import save_streamed
+from llamaconv.pieces import TensorInfo
+from llamaconv.problems import FailedError
+
+
+def write(
+    folder: Path, tensors: Sequence[TensorInfo], shards: int, blocks: Blocks, workers: int
+) -> dict[str, list[str]]:
+    """Write a checkpoint of ``tensors`` (pieces not needed) to ``folder``.
+
+    ``shards`` cuts each tensor into that many row chunks, as ``torch.chunk`` does. Returns the
+    xxh3-128 digest of each chunk's bytes, in order, by tensor. Raises what ``blocks`` raises,
+    and ``OSError`` from the disk.
+    """
+    writer = _StreamWriter(folder, blocks, workers)
+    try:
+        with warnings.catch_warnings():
+            # torch says on every save of one process that it saves in one process.
+            warnings.filterwarnings("ignore", message=".*torch.distributed is disabled")
+            dcp_save(
+                {},  # the planner knows the tensors, there are none in memory
+                storage_writer=writer,
+                planner=_ChunkPlanner(tensors, shards),
+                no_dist=True,
+            )
+    except CheckpointException as wrapped:
+        # A BaseException that hides the cause, Ctrl-C included: let the cause out.
+        for error, _ in wrapped.failures.values():
+            raise error from None
+        raise
+    return writer.digests()
+
+
+class _ChunkPlanner(DefaultSavePlanner):
+    """Plans the row chunks of each tensor; there is no tensor behind them yet."""
+
+    def __init__(self, tensors: Sequence[TensorInfo], shards: int) -> None:
+        super().__init__(flatten_state_dict=False)
+        self.tensors = tensors
+        self.shards = shards
+
+    def create_local_plan(self) -> SavePlan:
+        self.plan = SavePlan([item for tensor in self.tensors for item in self._items(tensor)])
+        return self.plan
+
+    def _items(self, tensor: TensorInfo) -> Iterator[WriteItem]:
+        properties = TensorProperties(dtype=getattr(torch, tensor.dtype))
+        columns = tensor.shape[1:]
+        step = -(-tensor.n_rows // self.shards)
+        for number, first in enumerate(range(0, tensor.n_rows, step)):
+            offsets = torch.Size([first, *[0] * len(columns)])
+            sizes = torch.Size([min(step, tensor.n_rows - first), *columns])
+            yield WriteItem(
+                index=MetadataIndex(tensor.name, offsets, number),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(
+                    chunk=ChunkStorageMetadata(offsets, sizes),
+                    properties=properties,
+                    size=torch.Size(tensor.shape),
+                ),
+            )
+
+
+class _StreamWriter(FileSystemWriter):
+    """Torch's file layout and metadata; the bytes come from ``blocks`` instead of tensors."""
+
+    def __init__(self, folder: Path, blocks: Blocks, workers: int) -> None:
+        super().__init__(folder)
+        self.blocks = blocks
+        self.workers = workers
+        self.stop = threading.Event()
+        self._digests: dict[tuple[str, int], str] = {}
+
+    def storage_meta(self) -> StorageMeta:
+        # Torch would record the folder's path and a random id; without them the same
+        # conversion gives the same bytes, and the folder can be moved.
+        return StorageMeta()
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        names = (f"{plan.storage_data.prefix}{number}.distcp" for number in range(1 << 30))
+        files = list(zip(names, _files(plan.items), strict=False))
+        with ThreadPoolExecutor(self.workers) as pool:
+            jobs = [pool.submit(self._write_file, name, items) for name, items in files]
+            try:
+                results = [result for job in jobs for result in job.result()]
+            except BaseException:
+                self.stop.set()
+                raise
+        # A thread that lost its work must not end in metadata over bytes that are not there.
+        if {result.index for result in results} != {item.index for item in plan.items}:
+            raise FailedError("what was written is not what was planned; this is a bug")
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(results)
+        return future
+
+    def _write_file(self, name: str, items: list[WriteItem]) -> list[WriteResult]:
+        results = []
+        with open(Path(self.path) / name, "xb", buffering=0) as file:
+            for item in items:
+                if self.stop.is_set():
+                    break
+                results.append(self._write_entry(file, name, item))
+            os.fsync(file.fileno())
+        return results
+
+    def _write_entry(self, file: BinaryIO, name: str, item: WriteItem) -> WriteResult:
+        assert item.tensor_data and item.index.offset is not None
+        begin = file.tell()
+        first, n_rows = item.index.offset[0], item.tensor_data.chunk.sizes[0]
+        # Memory that nobody touches costs address space only. (A FakeTensor would not cost even
+        # that, but the first one imports a compiler, over a second.)
+        tensor = torch.empty(item.tensor_data.chunk.sizes, dtype=item.tensor_data.properties.dtype)
+        payload = self.blocks(item.index.fqn, first, first + n_rows)
+        (digest,) = save_streamed(tensor, file, [payload], self.stop)
+        self._digests[item.index.fqn, first] = digest
+        length = file.tell() - begin
+        return WriteResult(
+            index=item.index,
+            size_in_bytes=length,
+            storage_data=_StorageInfo(name, begin, length),
+        )
+
+    def digests(self) -> dict[str, list[str]]:
+        by_name: dict[str, list[str]] = {}
+        for (name, _), digest in sorted(self._digests.items()):
+            by_name.setdefault(name, []).append(digest)
+        return by_name
+
+
+def _files(items: Iterable[WriteItem]) -> Iterator[list[WriteItem]]:
+    """Items a file: chunk i of every tensor together, cut where a file grows long.
+
+    Several files let several threads write, and let one file reach the disk while the next
+    is filled. At most 64 files a chunk for a large model, 256 MiB each for a small one.
+    """
+    items = list(items)
+    by_chunk: dict[int, list[WriteItem]] = {}
+    for item in items:
+        by_chunk.setdefault(item.index.index or 0, []).append(item)
+    most = max(256 << 20, sum(map(_nbytes, items)) // (64 * len(by_chunk)))
+    for chunk in by_chunk.values():
+        file: list[WriteItem] = []
+        filled = 0
+        for item in chunk:
+            if file and filled + _nbytes(item) > most:
+                yield file
+                file, filled = [], 0
+            file.append(item)
+            filled += _nbytes(item)
+        yield file
+
+
+def _nbytes(item: WriteItem) -> int:
+    assert item.tensor_data is not None
+    return item.tensor_data.chunk.sizes.numel() * item.tensor_data.properties.dtype.itemsize
