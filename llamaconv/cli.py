@@ -187,6 +187,8 @@ def _plan(options: argparse.Namespace) -> None:
     else:
         print(plan.table(most=10_000))
         print(f"\n{plan.cost()}")
+        if releases := plan.releases():
+            print(f"\n{releases}")
     _say(plan.problems)
     if plan.errors:
         raise SystemExit(2)

@@ -25,7 +25,8 @@ from typing import Any
 import safetensors
 import torch
 
-from llamaconv import receipt, rope, titan, verify
+from llamaconv import receipt, rope, verify
+from llamaconv.advice import Advice, advise
 from llamaconv.assets import assets_folder
 from llamaconv.checks import Verification
 from llamaconv.formats import dcp_write, huggingface_write, meta_write
@@ -56,7 +57,7 @@ class Conversion:
     bytes_written: int
     verification: Verification | None
     receipt: receipt.Receipt
-    advice: titan.Advice
+    advice: Advice
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -67,9 +68,7 @@ class Conversion:
             "seconds": round(self.seconds, 3),
             "verified": self.verification is not None and self.verification.ok,
             "checks": self.verification.to_json()["checks"] if self.verification else [],
-            "next": self.advice.command,
-            "module": self.advice.module,
-            "notes": list(self.advice.notes),
+            **self.advice.to_json(),
         }
 
     def table(self) -> Table:
@@ -151,16 +150,16 @@ def convert_checkpoint(
     )
 
 
-def _advise(plan: Plan, target: Path, dump: Path | None) -> titan.Advice:
+def _advise(plan: Plan, target: Path, dump: Path | None) -> Advice:
     assert plan.params is not None
     if plan.target.to == "dcp":
-        return titan.advise(plan.params, plan.target.generation, plan.target.layout, target, dump)
+        return advise(plan.params, plan.target.generation, plan.target.layout, target, dump)
     if plan.target.to == "meta":
         words = ["llamaconv", "verify", str(plan.source.path), str(target)]
-        return titan.Advice("Meta's files", "", shlex.join(words), "", ())
+        return Advice("Meta's files", "", shlex.join(words), "", ())
     load = f"AutoModelForCausalLM.from_pretrained({str(target)!r})"
     command = f"python -c {shlex.quote(f'from transformers import AutoModelForCausalLM; {load}')}"
-    return titan.Advice("transformers", "", command, "", ())
+    return Advice("transformers", "", command, "", ())
 
 
 class _Engine:

@@ -12,7 +12,7 @@ from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
-from llamaconv import keys
+from llamaconv import keys, titan
 from llamaconv.params import LlamaParams
 from llamaconv.pieces import DTYPE_BYTES, Checkpoint
 from llamaconv.problems import Problem, RefusedError
@@ -170,6 +170,7 @@ class Plan:
             raise RefusedError(self.errors)
 
     def to_json(self) -> dict[str, Any]:
+        releases = self.releases()
         return {
             "source": str(self.source.path),
             "target": asdict(self.target),
@@ -193,6 +194,10 @@ class Plan:
             "bytes_to_read": self.bytes_to_read,
             "bytes_to_write": self.bytes_to_write,
             "peak_memory_bytes": PEAK_MEMORY_BYTES,
+            "releases": [
+                dict(zip(("release", "generation", "flavour", "why"), row, strict=True))
+                for row in (releases.rows if releases else ())
+            ],
         }
 
     def table(self, most: int = 60) -> Table:
@@ -220,6 +225,12 @@ class Plan:
             ("memory at the peak, at most", size(PEAK_MEMORY_BYTES)),
         ]
         return Table(("cost", ""), rows, right=("",))
+
+    def releases(self) -> Table | None:
+        """What each TorchTitan release makes of the model; None where the target is no DCP."""
+        if self.target.to != "dcp" or self.params is None:
+            return None
+        return titan.fits(self.params, self.target.layout)
 
     def summary(self) -> str:
         target, counts = self.target, self.counts

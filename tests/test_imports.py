@@ -49,7 +49,7 @@ def test_converting_imports_no_pictures() -> None:
 
 # Each room may import those before it; a house with one direction has no cycles.
 ORDER = [
-    "version problems files tables params config params_json keys foreign rope pieces compare sample model titan receipt",
+    "version problems files tables params config params_json keys foreign rope pieces compare sample model titan receipt advice",
     "fused",
     "formats progress",
     "plan head assets",

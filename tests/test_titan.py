@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llamaconv import advice as advices
 from llamaconv import titan
 from llamaconv.params import LlamaParams, RopeScaling
 
@@ -34,8 +35,8 @@ LLAMA_32_1B = replace(
 DCP = Path("/data/my dcp")
 
 
-def advise(params: LlamaParams, generation: str, **options: object) -> titan.Advice:
-    return titan.advise(params, generation, "interleaved", DCP, **options)  # type: ignore[arg-type]
+def advise(params: LlamaParams, generation: str, **options: object) -> advices.Advice:
+    return advices.advise(params, generation, "interleaved", DCP, **options)  # type: ignore[arg-type]
 
 
 def test_a_model_that_fits_gets_the_stock_flavour_and_the_exact_flags() -> None:
@@ -47,17 +48,46 @@ def test_a_model_that_fits_gets_the_stock_flavour_and_the_exact_flags() -> None:
         "--checkpoint.enable --checkpoint.initial_load_path '/data/my dcp'"
     )
     assert not advice.module
-    assert not advice.notes
+    assert "--hf_assets_path DIR" in advice.notes[0]
+    assert not advice.older
     advice = advise(LLAMA_31_8B, "titan-0.2")
     assert "--model.name llama3 --model.flavor 8B --checkpoint.enable " in advice.command
-    assert "trains from random weights" in advice.notes[0]
+    assert "trains from random weights" in advice.notes[1]
+
+
+def test_the_older_release_that_reads_the_same_names_gets_its_own_flags() -> None:
+    (older,) = advise(LLAMA_3_8B, "titan-0.2").older
+    assert older.release == "TorchTitan 0.1.0"
+    assert older.flavour == "8B"
+    assert "--model.flavor 8B --checkpoint.enable_checkpoint --checkpoint.initial" in older.command
+    assert "it has to have 128256 entries" in older.notes[0]
+    (older,) = advise(LLAMA_31_8B, "titan-0.2").older
+    assert not older.command
+    assert "no RoPE scaling" in older.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("params", "flavours"),
+    [
+        (LLAMA_31_8B, ["8B", "8B", "none"]),
+        (LLAMA_3_8B, ["none", "none", "8B"]),
+        (LLAMA_32_1B, ["none", "none", "none"]),
+    ],
+)
+def test_the_table_names_the_flavour_of_each_release(
+    params: LlamaParams, flavours: list[str]
+) -> None:
+    table = titan.fits(params, "interleaved")
+    assert [row[0] for row in table.rows] == ["0.3.0", "0.2.2", "0.1.0"]
+    assert [row[2] for row in table.rows] == flavours
+    assert "none" in {row[2] for row in titan.fits(params, "half_split").rows}
 
 
 def test_step_0_needs_the_dump_folder_and_no_path() -> None:
     for generation, flag in (("titan-0.3", "--dump_folder"), ("titan-0.2", "--job.dump_folder")):
         advice = advise(LLAMA_31_8B, generation, dump_folder=Path("/dump"))
         assert advice.command.endswith(f"--checkpoint.enable {flag} /dump")
-        assert not advice.notes
+        assert not any("random weights" in note for note in advice.notes)
 
 
 @pytest.mark.parametrize("generation", ["titan-0.2", "titan-0.3"])
@@ -93,10 +123,10 @@ def test_a_tied_head_is_untied_by_0_2() -> None:
 
 
 def test_rows_kept_half_split_need_a_rotate_half_rope() -> None:
-    advice = titan.advise(LLAMA_3_8B, "titan-0.3", "half_split", DCP)
+    advice = advices.advise(LLAMA_3_8B, "titan-0.3", "half_split", DCP)
     assert "CosSinRoPE.Config(" in advice.module
     for params, generation in ((LLAMA_31_8B, "titan-0.3"), (LLAMA_3_8B, "titan-0.2")):
-        advice = titan.advise(params, generation, "half_split", DCP)
+        advice = advices.advise(params, generation, "half_split", DCP)
         assert not advice.command
         assert "rotate-half" in advice.notes[0]
 
