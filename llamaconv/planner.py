@@ -262,13 +262,18 @@ class _Planner:
                 wrong.setdefault((name, tensor.shape), []).append(tensor.name)
             if tensor.dtype not in WEIGHT_DTYPES:
                 dtypes.setdefault(tensor.dtype, []).append(tensor.name)
+        cause = "config.json and the weights are of different models"
+        if self.source.format == "meta":
+            cause = (
+                "params.json and the weights are of different models, or the last files are missing"
+            )
         for (name, shape), names in wrong.items():
             role = keys.ROLES[name]
             formula = ", ".join(f"{axis} = {getattr(params, axis)}" for axis in role.axes)
             self.error(
                 f"{some(names, 3)}: shape {list(shape)}, {list(role.shape(params))} expected "
                 f"({formula}, {params.n_heads} heads and {params.n_kv_heads} kv heads of "
-                f"{params.head_dim}). config.json and the weights are of different models",
+                f"{params.head_dim}). {cause}",
                 names,
             )
         for dtype, names in dtypes.items():

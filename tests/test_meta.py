@@ -155,6 +155,32 @@ def test_a_missing_middle_file(tmp_path: Path) -> None:
     assert "consolidated files 2 are not there; 4 files from 0 on were expected" in errors(folder)
 
 
+def test_the_last_files_missing_and_files_of_another_model(tmp_path: Path) -> None:
+    folder = write(tmp_path / "meta", 4)
+    for number in (2, 3):
+        (folder / f"consolidated.0{number}.pth").unlink()
+    said = errors(folder)
+    assert "tok_embeddings.weight is [20, 64] in each of 2 files" in said or "last files" in said
+    assert "[32, 64], [64, 64] expected" in said
+    assert "or the last files are missing" in said
+    folder = write(tmp_path / "one", 2)
+    state = {n: w[..., : w.shape[-1] // 2] for n, w in meta_tensors().items()}
+    torch.save({n: w.clone() for n, w in state.items()}, folder / "consolidated.01.pth")
+    assert "the files are of different models" in errors(folder)
+
+
+def test_an_embedding_that_could_be_cut_either_way_is_said_with_both_readings(
+    tmp_path: Path,
+) -> None:
+    folder = write(tmp_path / "meta", 2, 1)
+    for path in folder.glob("*.pth"):
+        state = torch.load(path, weights_only=True)
+        torch.save({n: w for n, w in state.items() if "norm" not in n}, path)
+    said = errors(folder)
+    assert "by rows (Llama 3) it is [160, 32]" in said
+    assert "by columns (Llama 1, 2) [80, 64]" in said
+
+
 def test_params_json_that_is_a_web_page(tmp_path: Path) -> None:
     folder = write(tmp_path / "meta")
     (folder / "params.json").write_text("<html>please log in</html>")

@@ -108,7 +108,8 @@ class _Opener:
                 parts.setdefault(name, []).append(tensor)
         if self.problems:
             return
-        dims = {p.shape[0] for name, ps in parts.items() if name == "norm.weight" for p in ps}
+        # Norms are whole in every file, and as long as the model is wide.
+        dims = {p.shape[0] for name, ps in parts.items() if "norm" in name for p in ps if p.shape}
         dim = dims.pop() if len(dims) == 1 else None
         for name, pieces in parts.items():
             self._join(name, pieces, len(numbered), dim)
@@ -137,6 +138,9 @@ class _Opener:
             self.tensors[name] = parts[0]
             return
         axis = self._axis(name, parts, dim)
+        if axis is None:
+            self._two_readings(name, parts)
+            return
         rest = {part.shape[:axis] + part.shape[axis + 1 :] for part in parts}
         if len(rest) != 1:
             shapes = some(str(list(part.shape)) for part in parts)
@@ -150,11 +154,27 @@ class _Opener:
             return
         self.tensors[name] = _joined(name, parts, axis)
 
-    def _axis(self, name: str, parts: list[TensorInfo], dim: int | None) -> int:
+    def _axis(self, name: str, parts: list[TensorInfo], dim: int | None) -> int | None:
         if name != "tok_embeddings.weight" or len(parts) == 1:
             return cut_axis(name)
-        # Rows where each part is as wide as the model (Llama 3), columns otherwise.
-        return 0 if parts[0].shape[1] == dim else 1
+        # Rows where each part is as wide as the model (Llama 3), columns otherwise (Llama 1, 2).
+        width = parts[0].shape[1]
+        if dim == width:
+            return 0
+        return 1 if dim == width * len(parts) else None
+
+    def _two_readings(self, name: str, parts: list[TensorInfo]) -> None:
+        n_rows, width = parts[0].shape
+        n_files = len(parts)
+        self.problems.append(
+            Problem(
+                f"{self.folder}: {name} is {[n_rows, width]} in each of {n_files} files, and no norm "
+                f"says which: cut by rows (Llama 3) it is {[n_rows * n_files, width]}, by columns "
+                f"(Llama 1, 2) {[n_rows, width * n_files]}. A file is missing, or they are of "
+                "different models",
+                (name,),
+            )
+        )
 
     def _compare_copies(self, name: str, parts: list[TensorInfo]) -> None:
         if len({part.shape for part in parts}) != 1:
