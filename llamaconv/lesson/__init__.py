@@ -1,0 +1,45 @@
+"""What notebook 3 computes: turned pairs, scores, ways to go wrong, and what they cost.
+
+Values and plain functions of them; `figures` draws, `panels` lets one choose. Everything runs
+on a `Specimen`, a checkpoint that is small enough to be run, through `rope` and `model`
+themselves. A wrong way is made by changing weights on purpose, never by other code.
+"""
+
+from llamaconv.lesson.outcomes import (
+    Losses,
+    continuations,
+    losses,
+    losses_by_layout,
+    stretched_losses,
+)
+from llamaconv.lesson.scaling import LLAMAS, Mismatch, Stretch, mismatch, stretch
+from llamaconv.lesson.scores import Agreement, ScoreErrors, agreement, score_errors
+from llamaconv.lesson.specimen import Specimen, open_specimen
+from llamaconv.lesson.turns import TurnedPairs, turned_pairs, two_writings
+from llamaconv.lesson.ways import RIGHT, Way, ways, wrong_ways
+
+__all__ = [
+    "LLAMAS",
+    "RIGHT",
+    "Agreement",
+    "Losses",
+    "Mismatch",
+    "ScoreErrors",
+    "Specimen",
+    "Stretch",
+    "TurnedPairs",
+    "Way",
+    "agreement",
+    "continuations",
+    "losses",
+    "losses_by_layout",
+    "mismatch",
+    "open_specimen",
+    "score_errors",
+    "stretch",
+    "stretched_losses",
+    "turned_pairs",
+    "two_writings",
+    "ways",
+    "wrong_ways",
+]
