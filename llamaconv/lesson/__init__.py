@@ -5,6 +5,7 @@ on a `Specimen`, a checkpoint that is small enough to be run, through `rope` and
 themselves. A wrong way is made by changing weights on purpose, never by other code.
 """
 
+from llamaconv.lesson.attention import AttentionMaps, attention_maps, most_moved
 from llamaconv.lesson.outcomes import (
     Losses,
     continuations,
@@ -22,6 +23,7 @@ __all__ = [
     "LLAMAS",
     "RIGHT",
     "Agreement",
+    "AttentionMaps",
     "Losses",
     "Mismatch",
     "ScoreErrors",
@@ -30,10 +32,12 @@ __all__ = [
     "TurnedPairs",
     "Way",
     "agreement",
+    "attention_maps",
     "continuations",
     "losses",
     "losses_by_layout",
     "mismatch",
+    "most_moved",
     "open_specimen",
     "score_errors",
     "stretch",

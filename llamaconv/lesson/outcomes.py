@@ -85,9 +85,7 @@ def stretched_losses(specimen: Specimen, factor: float, original: int) -> Losses
     return Losses(
         {
             "as trained": _by_position(specimen, specimen.half_split, "half_split"),
-            f"factor {factor:g}": _by_position(
-                specimen, specimen.half_split, "half_split", other
-            ),
+            f"factor {factor:g}": _by_position(specimen, specimen.half_split, "half_split", other),
         },
         specimen.unit,
     )
@@ -96,7 +94,7 @@ def stretched_losses(specimen: Specimen, factor: float, original: int) -> Losses
 def _by_position(
     specimen: Specimen, weights: Weights, layout: Layout, params: LlamaParams | None = None
 ) -> Tensor:
-    tokens_WP = specimen.tokens_WP
+    tokens_WP = specimen.tokens
     with torch.no_grad():
         logits_WPV = model.forward(weights, params or specimen.params, tokens_WP, layout)
     loss = F.cross_entropy(

@@ -64,7 +64,7 @@ def _shown(value: float) -> str:
 
 def agreement(specimen: Specimen, head: int = 0) -> Agreement:
     """Both layouts of the first layer on the excerpt."""
-    tokens_P = specimen.excerpt_P
+    tokens_P = specimen.excerpt
     angles_PF = rope.angles(torch.arange(len(tokens_P)), inverse_frequencies(specimen))
     split = projected(specimen, "half_split", tokens_P)
     woven = projected(specimen, "interleaved", tokens_P)
@@ -92,7 +92,7 @@ class ScoreErrors:
     """Root mean square error of the scores at each distance, in units of the right scores' own.
 
     ``by_way`` has one tensor ``(distances,)`` a way, the right way's among them, whose error is
-    rounding. ``seen`` is the mean of those of the ways that treat q and k alike.
+    rounding.
     """
 
     by_way: dict[str, Tensor]
@@ -105,27 +105,27 @@ class ScoreErrors:
         return f"<ScoreErrors of {', '.join(self.by_way)} at {self.n_distances} distances>"
 
 
-def score_errors(specimen: Specimen, most: int = 128) -> ScoreErrors:
-    """Errors at distances 0, 1, 2, …, over all heads of the first layer, on one window of text."""
-    tokens_P = specimen.tokens_WP[0]
-    angles_PF = rope.angles(torch.arange(len(tokens_P)), inverse_frequencies(specimen))
-    right = rope.scores(
-        *projected(specimen, "half_split", tokens_P), angles_PF, "half_split"
-    )
-    scale = right.square().mean().sqrt()
-    n_distances = min(most, len(tokens_P) - 1)
+def score_errors(specimen: Specimen, most: int = 128, windows: int = 8) -> ScoreErrors:
+    """Errors at distances 0, 1, 2, …, over all heads of the first layer, on windows of text."""
+    every = (RIGHT, *wrong_ways(specimen.params))
+    n_distances = min(most, specimen.tokens.shape[1] - 1)
+    squares = torch.zeros(len(every), n_distances)
+    scale = torch.zeros(n_distances)
+    for tokens_P in specimen.tokens[:windows]:
+        angles_PF = rope.angles(torch.arange(len(tokens_P)), inverse_frequencies(specimen))
+        right = rope.scores(*projected(specimen, "half_split", tokens_P), angles_PF, "half_split")
+        scale += _by_distance(right, n_distances)
+        for at, way in enumerate(every):
+            found = rope.scores(*_gone(specimen, way, tokens_P), angles_PF, "interleaved")
+            squares[at] += _by_distance(found - right, n_distances)
+    errors = (squares / scale.mean()).sqrt()
+    return ScoreErrors({way.name: errors[at] for at, way in enumerate(every)})
 
-    def errors(way: Way) -> Tensor:
-        found = rope.scores(*_gone(specimen, way, tokens_P), angles_PF, "interleaved")
-        wrong = found - right
-        return torch.stack(
-            [
-                wrong.diagonal(-distance, dim1=1, dim2=2).square().mean().sqrt() / scale
-                for distance in range(n_distances)
-            ]
-        )
 
-    return ScoreErrors({way.name: errors(way) for way in (RIGHT, *wrong_ways(specimen.params))})
+def _by_distance(scores_HPP: Tensor, n_distances: int) -> Tensor:
+    """Mean square of the scores at each distance that a query looks back."""
+    lines = (scores_HPP.diagonal(-distance, dim1=1, dim2=2) for distance in range(n_distances))
+    return torch.stack([line.square().mean() for line in lines])
 
 
 def _gone(specimen: Specimen, way: Way, tokens_P: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +134,5 @@ def _gone(specimen: Specimen, way: Way, tokens_P: Tensor) -> tuple[Tensor, Tenso
     q_PHD, k_PGD = projected(specimen, "half_split", tokens_P)
     q_RP = way.apply("wq", q_PHD.flatten(1).T, params)
     k_RP = way.apply("wk", k_PGD.flatten(1).T, params)
-    return (
-        q_RP.T.unflatten(1, (-1, params.head_dim)),
-        k_RP.T.unflatten(1, (-1, params.head_dim)),
-    )
+    heads = (-1, params.head_dim)
+    return q_RP.T.unflatten(1, heads), k_RP.T.unflatten(1, heads)

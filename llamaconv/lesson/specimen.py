@@ -30,8 +30,8 @@ MOST_BYTES = 64_000_000
 LEAST_HEAD_DIM = 8
 # A window of text, in tokens, where the model can read as many.
 WINDOW = 256
-# What the attention maps show: short enough to see single squares.
-EXCERPT = 40
+# What the maps show: a sentence without indentation, short enough to see single squares.
+EXCERPT_START, EXCERPT = b"Dictionaries preserve insertion order.", 40
 
 Weights = dict[tuple[str, int | None], Tensor]
 
@@ -78,16 +78,19 @@ class Specimen:
         return "byte" if self.reads_bytes else "token"
 
     @cached_property
-    def tokens_WP(self) -> Tensor:
-        """The text as windows that the model can read whole."""
+    def tokens(self) -> Tensor:
+        """The text as windows that the model can read whole, shape ``(windows, positions)``."""
         window = max(2, min(WINDOW, self.params.max_position or WINDOW))
         tokens = torch.tensor(list(self.text)) % self.params.vocab_size
-        return tokens[: len(tokens) // window * window].unflatten(0, (-1, window))
+        whole = len(tokens) // window * window
+        return tokens[:whole].reshape(-1, window)
 
     @cached_property
-    def excerpt_P(self) -> Tensor:
-        """The first tokens of the text, for pictures of single positions."""
-        return self.tokens_WP[0, :EXCERPT]
+    def excerpt(self) -> Tensor:
+        """Some tokens of the text, shape ``(positions,)``, for pictures of single ones."""
+        start = max(0, self.text.find(EXCERPT_START))
+        length = min(EXCERPT, self.tokens.shape[1])
+        return torch.tensor(list(self.text[start : start + length])) % self.params.vocab_size
 
     def attention(self, way: Way, layer: int) -> Tensor:
         """Attention probabilities of one layer on the excerpt, ``(heads, positions, positions)``.
@@ -97,9 +100,7 @@ class Specimen:
         if way not in self._attention:
             maps: list[Tensor] = []
             with torch.no_grad():
-                model.forward(
-                    self.gone(way), self.params, self.excerpt_P[None], "interleaved", maps
-                )
+                model.forward(self.gone(way), self.params, self.excerpt[None], "interleaved", maps)
             self._attention[way] = [one[0] for one in maps]
         return self._attention[way][layer]
 
@@ -107,7 +108,7 @@ class Specimen:
         rows = [
             ("model", f"{self.name}: {self.params}"),
             ("read whole", size(sum(4 * rows.numel() for rows in self.half_split.values()))),
-            ("text", f"{self.tokens_WP.numel()} {self.unit}s, {self.tokens_WP.shape[1]} at a time"),
+            ("text", f"{self.tokens.numel()} {self.unit}s, {self.tokens.shape[1]} at a time"),
         ]
         return Table(("specimen", ""), rows)
 

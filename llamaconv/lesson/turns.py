@@ -50,14 +50,16 @@ class TurnedPairs:
     points: Tensor
 
     def __repr__(self) -> str:
-        return f"<TurnedPairs {self.pairs} of a head of {self.head_dim}, {len(self.points)} positions>"
+        return (
+            f"<TurnedPairs {self.pairs} of a head of {self.head_dim}, {len(self.points)} positions>"
+        )
 
 
 def turned_pairs(specimen: Specimen, positions: int = 13) -> TurnedPairs:
     """Four pairs of head 0, from the fastest to a slow one, at positions 0, 1, 2, …"""
     n_pairs = specimen.params.head_dim // 2
     pairs = tuple(sorted({0, 1, n_pairs // 4, n_pairs // 2}))
-    q_1HD, _ = projected(specimen, "half_split", specimen.excerpt_P[:1])
+    q_1HD, _ = projected(specimen, "half_split", specimen.excerpt[:1])
     inverse_F = inverse_frequencies(specimen)
     q_PHD = rope.rotate_half_split(
         q_1HD.expand(positions, -1, -1), rope.angles(torch.arange(positions), inverse_F)
@@ -75,8 +77,8 @@ def two_writings(specimen: Specimen, position: int = 5, n_pairs: int = 4) -> Tab
     """The first pairs of one head turned as complex numbers, and by cosine and sine."""
     half = specimen.params.head_dim // 2
     angles_1F = rope.angles(torch.tensor([position]), inverse_frequencies(specimen))
-    split_1HD, _ = projected(specimen, "half_split", specimen.excerpt_P[:1])
-    woven_1HD, _ = projected(specimen, "interleaved", specimen.excerpt_P[:1])
+    split_1HD, _ = projected(specimen, "half_split", specimen.excerpt[:1])
+    woven_1HD, _ = projected(specimen, "interleaved", specimen.excerpt[:1])
     # Head 0 of the first token; a pair's two numbers are one column of (2, F) or row of (F, 2).
     before_2F = split_1HD[0, 0].view(2, half)
     by_cosine_2F = rope.rotate_half_split(split_1HD, angles_1F)[0, 0].view(2, half)
