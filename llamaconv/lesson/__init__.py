@@ -5,19 +5,21 @@ on a `Specimen`, a checkpoint that is small enough to be run, through `rope` and
 themselves. A wrong way is made by changing weights on purpose, never by other code.
 """
 
-from llamaconv.lesson.attention import AttentionMaps, attention_maps, most_moved
+from llamaconv.lesson.attention import AttentionMaps, attention_maps
 from llamaconv.lesson.outcomes import (
     Losses,
+    WaysOut,
     continuations,
     losses,
     losses_by_layout,
     stretched_losses,
+    ways_out,
 )
 from llamaconv.lesson.scaling import LLAMAS, Mismatch, Stretch, mismatch, stretch
 from llamaconv.lesson.scores import Agreement, ScoreErrors, agreement, score_errors
 from llamaconv.lesson.specimen import Specimen, open_specimen
 from llamaconv.lesson.turns import TurnedPairs, turned_pairs, two_writings
-from llamaconv.lesson.ways import RIGHT, Way, ways, wrong_ways
+from llamaconv.lesson.ways import RIGHT, Way, ways, ways_table, wrong_ways
 
 __all__ = [
     "LLAMAS",
@@ -31,13 +33,13 @@ __all__ = [
     "Stretch",
     "TurnedPairs",
     "Way",
+    "WaysOut",
     "agreement",
     "attention_maps",
     "continuations",
     "losses",
     "losses_by_layout",
     "mismatch",
-    "most_moved",
     "open_specimen",
     "score_errors",
     "stretch",
@@ -45,5 +47,7 @@ __all__ = [
     "turned_pairs",
     "two_writings",
     "ways",
+    "ways_out",
+    "ways_table",
     "wrong_ways",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from llamaconv.lesson.specimen import Specimen
-from llamaconv.lesson.ways import RIGHT, ways, wrong_ways
+from llamaconv.lesson.ways import RIGHT, ways
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,19 +40,6 @@ def attention_maps(specimen: Specimen, layer: int, head: int) -> AttentionMaps:
     """One head on the excerpt, in every way."""
     by_way = {way.name: specimen.attention(way, layer)[head] for way in ways(specimen.params)}
     return AttentionMaps(layer, head, by_way, specimen.unit)
-
-
-def most_moved(specimen: Specimen) -> tuple[int, int]:
-    """Layer and head whose attention moves most where nothing was re-ordered."""
-    left = wrong_ways(specimen.params)[0]
-    moved = {
-        (layer, head): _moved(right, wrong).item()
-        for layer in range(specimen.params.n_layers)
-        for head, (right, wrong) in enumerate(
-            zip(specimen.attention(RIGHT, layer), specimen.attention(left, layer), strict=True)
-        )
-    }
-    return max(moved, key=lambda place: moved[place])
 
 
 def _moved(right: Tensor, wrong: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ from llamaconv.lesson.ways import ways
 from llamaconv.params import LlamaParams, RopeScaling
 from llamaconv.tables import Table
 
+# Logits of the two layouts differ only by the rounding of float32 sums, layer upon layer.
+ROUNDING_OF_LOGITS = 1e-3
+
 
 @dataclass(frozen=True, repr=False)
 class Losses:
@@ -78,14 +81,76 @@ def losses_by_layout(specimen: Specimen) -> Losses:
     )
 
 
-def stretched_losses(specimen: Specimen, factor: float, original: int) -> Losses:
-    """As trained, and with Llama 3's scaling put in that the model was not trained with."""
-    scaling = RopeScaling(factor, 1.0, 4.0, original)
+@dataclass(frozen=True, repr=False)
+class WaysOut:
+    """The two right pairings of rows and rotation, run on one window of text.
+
+    ``losses`` are nats a token, ``logits`` the largest difference between the two in units of
+    the largest logit.
+    """
+
+    losses: dict[str, float]
+    logits: float
+    unit: str
+
+    @property
+    def agree(self) -> bool:
+        """Whether the two differ by rounding only."""
+        one, other = self.losses.values()
+        return self.logits < ROUNDING_OF_LOGITS and abs(one - other) < ROUNDING_OF_LOGITS * (
+            1 + one
+        )
+
+    def table(self) -> Table:
+        column = f"loss, nats a {self.unit}"
+        rows = [(name, f"{loss:.2f}") for name, loss in self.losses.items()]
+        small = self.logits < ROUNDING_OF_LOGITS
+        shown = f"less than {ROUNDING_OF_LOGITS:g}" if small else f"{self.logits:.1g}"
+        caption = f"largest difference of the logits, relative: {shown}"
+        return Table(("way out", column), rows, caption=caption, right=(column,))
+
+    def __repr__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def ways_out(specimen: Specimen) -> WaysOut:
+    """Interleaved rows with the original rotation, half_split rows with rotate-half."""
+    tokens_1P = specimen.tokens[:1]
+    runs: list[tuple[Weights, Layout]] = [
+        (specimen.interleaved, "interleaved"),
+        (specimen.half_split, "half_split"),
+    ]
+    with torch.no_grad():
+        woven, split = (
+            model.forward(weights, specimen.params, tokens_1P, layout) for weights, layout in runs
+        )
+    return WaysOut(
+        {
+            "rows re-ordered to interleaved, the original rotation": model.loss(
+                woven, tokens_1P
+            ).item(),
+            "rows left half_split, a rotate-half rotation": model.loss(split, tokens_1P).item(),
+        },
+        ((woven - split).abs().max() / split.abs().max()).item(),
+        specimen.unit,
+    )
+
+
+def stretched_losses(specimen: Specimen, factor: float = 8.0) -> Losses:
+    """As trained, and with Llama 3's scaling put in that the model was not trained with.
+
+    The original length is that of the specimen's windows, as Llama 3.1's is that of Llama 3.
+    """
+    scaling = RopeScaling(factor, 1.0, 4.0, specimen.tokens.shape[1])
     other = replace(specimen.params, rope_scaling=scaling)
+    rows: Weights = specimen.half_split
     return Losses(
         {
-            "as trained": _by_position(specimen, specimen.half_split, "half_split"),
-            f"factor {factor:g}": _by_position(specimen, specimen.half_split, "half_split", other),
+            "as trained": _by_position(specimen, rows, "half_split"),
+            f"with factor {factor:g}": _by_position(specimen, rows, "half_split", other),
         },
         specimen.unit,
     )
@@ -104,7 +169,7 @@ def _by_position(
 
 
 def continuations(
-    specimen: Specimen, prompt: str = "The following methods are supported by ", length: int = 40
+    specimen: Specimen, prompt: str = 'Return "True" if *x* is in ', length: int = 40
 ) -> Table:
     """The most likely next token again and again, for the right way and every wrong one."""
     tokens = torch.tensor(list(prompt.encode())) % specimen.params.vocab_size

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llamaconv.params import LlamaParams
 from llamaconv.rope import half_split_to_interleaved, interleaved_to_half_split
+from llamaconv.tables import Table
 
 Reorder = Callable[[Tensor, int], Tensor]
 """Rows of a weight and the heads to count in them, to the rows re-ordered."""
@@ -81,3 +82,8 @@ def wrong_ways(params: LlamaParams) -> tuple[Way, ...]:
 def ways(params: LlamaParams) -> tuple[Way, ...]:
     """The right one, then the wrong ones."""
     return (RIGHT, *wrong_ways(params))
+
+
+def ways_table(params: LlamaParams) -> Table:
+    """What each way does, in words."""
+    return Table(("way", "what the converter did"), [(w.name, w.what) for w in ways(params)])

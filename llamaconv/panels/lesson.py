@@ -36,13 +36,16 @@ def score_maps(specimen: Specimen) -> Panel:
     )
 
 
-def attention_maps(specimen: Specimen) -> Panel:
-    """Attention right and wrong; choose layer and head. The first is the head that moves most."""
-    layer, head = lesson.most_moved(specimen)
+def attention_maps(specimen: Specimen, layer: int = 1, head: int = 0) -> Panel:
+    """Attention right and wrong; choose layer and head.
+
+    In the sample, head 0 of layer 1 looks at the position before, whatever stands there.
+    """
+    params = specimen.params
     return Panel(
         lambda layer, head: figures.attention_maps(lesson.attention_maps(specimen, layer, head)),
-        layer=Choice("layer", range(specimen.params.n_layers), layer),
-        head=Choice("head", range(specimen.params.n_heads), head),
+        layer=Choice("layer", range(params.n_layers), min(layer, params.n_layers - 1)),
+        head=Choice("head", range(params.n_heads), min(head, params.n_heads - 1)),
     )
 
 
