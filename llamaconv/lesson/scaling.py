@@ -15,7 +15,7 @@ from torch import Tensor
 from llamaconv import rope
 from llamaconv.params import RopeScaling
 
-# Base and head size are the same in all; from their config.json and params.json.
+# As in their config.json and params.json; only Llama 3.2 1B has heads of 64.
 THETA, HEAD_DIM = 500_000.0, 128
 ORIGINAL = 8192
 
