@@ -16,8 +16,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from llamaconv import RefusedError, lesson, model, rope, sample_path
 from llamaconv.convert import Conversion
 from llamaconv.lesson import RIGHT, Specimen, ways, wrong_ways
+from llamaconv.lesson.llama_head import HEAD_DIM, THETA
 from llamaconv.lesson.outcomes import continued
-from llamaconv.lesson.scaling import HEAD_DIM, THETA
 from llamaconv.lesson.turns import inverse_frequencies, projected
 from llamaconv.lesson.ways import wrong_kv_heads
 
@@ -230,24 +230,29 @@ def test_a_wrong_factor_hides_at_short_distances(trained: str, run: str) -> None
     assert lesson.mismatch(run, run).errors.max() == 0
 
 
-def test_the_error_of_a_wrong_factor_is_that_of_random_q_and_k() -> None:
-    """The formula against scores of many random vectors."""
+@pytest.mark.parametrize("fault", ["scaling", "layout"])
+def test_the_errors_of_a_llamas_head_are_those_of_random_q_and_k(fault: str) -> None:
+    """Against scores of many random vectors, which are not computed from matrices."""
     q, k = torch.randn(2, 1, 4000, HEAD_DIM, generator=torch.Generator().manual_seed(0))
-    found = lesson.mismatch("Llama 3", "Llama 3.1")
-    for distance in (64, 1024, 8192):
-        right, wrong = (
-            rope.scores(
-                torch.cat([k, q]),
-                torch.cat([k, q]),
-                rope.angles(
-                    torch.tensor([0, distance]), rope.inverse_frequencies(HEAD_DIM, THETA, scaling)
-                ),
-                "half_split",
-            )[:, 1, 0]
-            for scaling in (lesson.LLAMAS["Llama 3"], lesson.LLAMAS["Llama 3.1"])
-        )
+    both = torch.cat([k, q])
+    plain = rope.inverse_frequencies(HEAD_DIM, THETA)
+    found, other, layout = lesson.layout_mismatch(), plain, "interleaved"
+    if fault == "scaling":
+        found, layout = lesson.mismatch("Llama 3", "Llama 3.1"), "half_split"
+        other = rope.inverse_frequencies(HEAD_DIM, THETA, lesson.LLAMAS["Llama 3.1"])
+    for distance in (1, 64, 1024, 8192):
+        at = torch.tensor([0, distance])
+        right = rope.scores(both, both, rope.angles(at, plain), "half_split")[:, 1, 0]
+        wrong = rope.scores(both, both, rope.angles(at, other), layout)[:, 1, 0]
         measured = ((wrong - right).square().mean() / right.square().mean()).sqrt().item()
-        assert found.at(distance) == pytest.approx(measured, rel=0.1)
+        assert found.at(distance) == pytest.approx(measured, rel=0.1, abs=1e-4)
+
+
+def test_a_wrong_layout_shows_at_once_in_a_llamas_head_and_grows() -> None:
+    found = lesson.layout_mismatch()
+    assert found.at(0) == 0
+    steps = [found.at(4**power) for power in range(6)]
+    assert steps[0] > 0.2 and steps == sorted(steps) and steps[-1] > 1.2
 
 
 def test_a_factor_that_was_not_trained_costs_far_back_only(specimen: Specimen) -> None:

@@ -5,10 +5,10 @@ Every function here returns a `Picture`. One file a subject; nothing here reads 
 
 from llamaconv.figures.attention import attention_maps
 from llamaconv.figures.layouts import head_layouts
+from llamaconv.figures.llama_head import frequencies, mismatch_by_distance
 from llamaconv.figures.outcomes import layouts_and_rotations, loss_bars, loss_by_position
 from llamaconv.figures.picture import Picture
 from llamaconv.figures.rope import follow_row, pairings, turning
-from llamaconv.figures.scaling import frequencies, mismatch_by_distance
 from llamaconv.figures.scores import error_by_distance, score_maps
 from llamaconv.figures.verdict import score_errors
 

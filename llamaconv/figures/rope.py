@@ -36,10 +36,9 @@ def turning(turned: TurnedPairs, position: int | None = None) -> Picture:
                 if number in (0, last) or (speed > 0.25 and number * speed < 6.2):
                     one.text(1.24 * x, 1.24 * y, number, ha="center", va="center", fontsize=9)
             half = turned.head_dim // 2
-            one.set_title(
-                f"pair {pair}: rows {pair}, {pair + half}\n{speed:.2g} rad a position", fontsize=10
-            )
-            one.set(xlim=(-1.45, 1.45), ylim=(-1.45, 1.45), aspect="equal")
+            words = f"pair {pair}: rows {pair}, {pair + half}\n{speed:.2g} rad a position"
+            one.text(0, 1.55, words, ha="center", va="bottom")
+            one.set(xlim=(-1.45, 1.45), ylim=(-1.4, 2.15), aspect="equal")
             one.axis("off")
         fastest, slowest = (abs(turned.per_position[end]) * last for end in (0, -1))
         return picture(

@@ -6,6 +6,14 @@ themselves. A wrong way is made by changing weights on purpose, never by other c
 """
 
 from llamaconv.lesson.attention import AttentionMaps, attention_maps
+from llamaconv.lesson.llama_head import (
+    LLAMAS,
+    Mismatch,
+    Stretch,
+    layout_mismatch,
+    mismatch,
+    stretch,
+)
 from llamaconv.lesson.outcomes import (
     Losses,
     WaysOut,
@@ -15,7 +23,6 @@ from llamaconv.lesson.outcomes import (
     stretched_losses,
     ways_out,
 )
-from llamaconv.lesson.scaling import LLAMAS, Mismatch, Stretch, mismatch, stretch
 from llamaconv.lesson.scores import Agreement, ScoreErrors, agreement, score_errors
 from llamaconv.lesson.specimen import Specimen, open_specimen
 from llamaconv.lesson.turns import TurnedPairs, turned_pairs, two_writings
@@ -37,6 +44,7 @@ __all__ = [
     "agreement",
     "attention_maps",
     "continuations",
+    "layout_mismatch",
     "losses",
     "losses_by_layout",
     "mismatch",

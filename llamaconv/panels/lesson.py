@@ -50,9 +50,13 @@ def attention_maps(specimen: Specimen, layer: int = 1, head: int = 0) -> Panel:
 
 
 def scaling_mismatch() -> Panel:
-    """The error by distance; choose the Llama that was trained and the one that is run."""
+    """The error by distance; choose the Llama that was trained and the one that is run.
+
+    Beside it, dashed, that of the wrong layout.
+    """
+    layout = lesson.layout_mismatch()
     return Panel(
-        lambda trained, run: figures.mismatch_by_distance(lesson.mismatch(trained, run)),
+        lambda trained, run: figures.mismatch_by_distance(lesson.mismatch(trained, run), layout),
         trained=Choice("trained as", tuple(lesson.LLAMAS), "Llama 3.2"),
         run=Choice("run as", tuple(lesson.LLAMAS), "Llama 3.1"),
     )

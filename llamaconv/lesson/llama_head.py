@@ -1,7 +1,7 @@
-"""Llama 3's scaling of the frequencies, and what a wrong factor does with distance.
+"""A head as the Llamas have it: what a wrong layout and a wrong scaling do with distance.
 
-No weight carries the factor, so a converter can only write it down. Nothing here needs a model:
-the figures are those of a head as the Llamas have it, from `rope.inverse_frequencies`.
+No weight carries the factor of the scaling, so a converter can only write it down. Nothing here
+needs a model: the figures are exact for random q and k, from the rotations of `rope`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llamaconv import rope
+from llamaconv.keys import Layout
 from llamaconv.params import RopeScaling
 
 # As in their config.json and params.json; only Llama 3.2 1B has heads of 64.
@@ -60,7 +61,7 @@ def stretch() -> Stretch:
 
 @dataclass(frozen=True, repr=False)
 class Mismatch:
-    """Error of a score by distance where a model runs with another Llama's scaling.
+    """Error of a score by distance where a model turns otherwise than it was trained to.
 
     ``errors`` at ``distances``, both ``(n,)``: root mean square over random q and k, in units of
     the right scores' own; 0 is right, 1.4 is no relation at all.
@@ -76,19 +77,39 @@ class Mismatch:
         return self.errors[(self.distances - distance).abs().argmin()].item()
 
     def __repr__(self) -> str:
-        return f"<Mismatch: trained as {self.trained}, run as {self.run}>"
+        return f"<Mismatch: {self.trained}, run as {self.run}>"
 
 
 def mismatch(trained: str, run: str) -> Mismatch:
-    """For two names of `LLAMAS`, at distances from 0 to 131072, evenly on a logarithmic scale.
-
-    A pair of q and k contributes |q||k| cos(φ + d·f) to a score. For random ones the mean square
-    of the difference between two frequencies f is that of |e^{idf} − e^{idf'}|, pair by pair.
-    """
-    distances = torch.unique(torch.cat([torch.tensor([0.0]), torch.logspace(0, 17, 120, base=2)]))
+    """The scaling of one Llama with the weights of another, both named as in `LLAMAS`."""
     right, wrong = (
-        rope.inverse_frequencies(HEAD_DIM, THETA, LLAMAS[name]) for name in (trained, run)
+        _turns("interleaved", rope.inverse_frequencies(HEAD_DIM, THETA, LLAMAS[name]))
+        for name in (trained, run)
     )
-    apart_NF = torch.outer(distances.double(), (right - wrong).double())
-    errors = (2 * torch.sin(apart_NF / 2)).square().mean(-1).sqrt()
-    return Mismatch(trained, run, distances, errors)
+    return Mismatch(trained, run, _DISTANCES, _difference(right, wrong))
+
+
+def layout_mismatch() -> Mismatch:
+    """half_split rows of a head of Llama 3 with the interleaved rotation."""
+    inverse_F = rope.inverse_frequencies(HEAD_DIM, THETA)
+    right, wrong = _turns("half_split", inverse_F), _turns("interleaved", inverse_F)
+    return Mismatch("half_split rows", "interleaved", _DISTANCES, _difference(right, wrong))
+
+
+# 0, then 1 to 131072 in even steps on a logarithmic scale; powers of two are among them.
+_DISTANCES = torch.cat([torch.zeros(1), 2 ** torch.linspace(0, 17, 17 * 6 + 1)])
+
+
+def _turns(layout: Layout, inverse_F: Tensor) -> Tensor:
+    """The turn by each distance as a matrix, ``(N, D, D)``: what the rotation makes of unit rows."""
+    units = torch.eye(HEAD_DIM).expand(len(_DISTANCES), -1, -1)
+    return rope.rotate(units, rope.angles(_DISTANCES, inverse_F), layout)
+
+
+def _difference(right_NDD: Tensor, wrong_NDD: Tensor) -> Tensor:
+    """Root mean square of q·(wrong − right)·k over that of q·right·k, for random q and k.
+
+    For independent entries of variance one the mean square of q·M·k is the sum of M's squares,
+    and that of a turn is D.
+    """
+    return ((wrong_NDD - right_NDD).square().sum((1, 2)) / HEAD_DIM).sqrt()

@@ -1,13 +1,16 @@
-"""Llama 3's scaling of the frequencies, and the wrong factor by distance."""
+"""A head as the Llamas have it: its frequencies, and what is off by distance."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llamaconv.figures.picture import MARKERS, Picture, drawing, picture
 
 if TYPE_CHECKING:
     from llamaconv.lesson import Mismatch, Stretch
+
+# Distances that are marked and said, far apart on a logarithmic scale.
+_NAMED = (1, 16, 256, 4096, 65536)
 
 
 def frequencies(stretch: Stretch) -> Picture:
@@ -46,28 +49,36 @@ def frequencies(stretch: Stretch) -> Picture:
         )
 
 
-def mismatch_by_distance(found: Mismatch) -> Picture:
-    """The error of a score where a model runs with another Llama's scaling."""
-    with drawing(7.6, 3.4) as (figure, axes):
-        axes.plot(found.distances[1:].numpy(), found.errors[1:].numpy(), linewidth=2)
-        axes.set_xscale("log", base=2)
-        axes.set_ylim(-0.03, 1.5)
-        ticks = [1, 16, 256, 4096, 65536]
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        axes.axvline(8192, color="0.5", linestyle=":")
-        axes.text(7600, 1.47, "original length, 8,192", ha="right", va="top", fontsize=9)
-        for distance in (16, 256, 4096):
-            error = found.at(distance)
-            axes.plot(distance, error, "o", color="#C85200", markersize=7)
-            axes.annotate(
-                f"{error:.2f}", (distance, error), (0, 9), textcoords="offset points", ha="center"
+def mismatch_by_distance(found: Mismatch, beside: Mismatch | None = None) -> Picture:
+    """The error of a score by distance; ``beside`` is another, drawn dashed to compare with."""
+    with drawing(7.8, 3.5) as (figure, axes):
+        if beside:
+            label = f"{beside.trained}, run as {beside.run}"
+            axes.plot(
+                beside.distances[1:].numpy(),
+                beside.errors[1:].numpy(),
+                "--",
+                color="0.5",
+                label=label,
             )
+        label = f"{found.trained}, run as {found.run}"
+        axes.plot(found.distances[1:].numpy(), found.errors[1:].numpy(), linewidth=2, label=label)
+        for distance in _NAMED:
+            error = found.at(distance)
+            axes.plot(distance, error, "o", color="C0", markersize=7)
+            place: dict[str, Any] = {"textcoords": "offset points", "ha": "center"}
+            place["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+            axes.annotate(f"{error:.2f}", (distance, error), (0, 10), **place)
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(-0.03, 1.65)
+        axes.set_xticks(_NAMED, [f"{distance:,}" for distance in _NAMED])
         axes.set_xlabel("distance between query and key, positions")
         axes.set_ylabel("error of the scores,\nrelative")
-        axes.set_title(f"trained as {found.trained}, run as {found.run}", loc="left", fontsize=10)
+        axes.legend(frameon=False, loc="upper left")
+        words = ", ".join(f"{found.at(distance):.2f} at {distance}" for distance in _NAMED)
         return picture(
             figure,
-            f"Error of the scores of {found.trained} run as {found.run}: {found.at(16):.2f} of the scores "
-            f"at distance 16, {found.at(256):.2f} at 256, {found.at(4096):.2f} at 4096.",
-            "Root mean square for random q and k of 128 rows, in units of the right scores' own.",
+            f"Error of the scores of {found.trained} run as {found.run}, by distance: {words}.",
+            "A head of 128 rows, base 500000, random q and k: root mean square in units of the right "
+            "scores' own. At distance 0 the error is 0.",
         )
