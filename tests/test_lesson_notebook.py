@@ -48,7 +48,7 @@ def test_it_runs_on_another_checkpoint_with_heads_and_vocabulary_of_its_own(
     assert f"-p source {source}" in text
 
 
-def test_it_runs_on_many_headed_k_and_on_interleaved_rows(
+def test_it_runs_with_controls_on_as_many_kv_heads_as_heads_and_on_interleaved_rows(
     tmp_path: Path, convert: Callable[..., Conversion]
 ) -> None:
     params = replace(checkpoints.GQA, n_layers=2, n_kv_heads=8)
@@ -59,10 +59,11 @@ def test_it_runs_on_many_headed_k_and_on_interleaved_rows(
         num_key_value_heads=8,
     )
     convert(folder, "meta", verified=False, to="meta")
-    done = run(tmp_path, f"source={tmp_path / 'meta'}")
+    done = run(tmp_path, f"source={tmp_path / 'meta'}", "interactive=yes")
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "run.ipynb").read_text()
     assert "2 layers of width 64, 8 heads of 8, 8 kv heads" in text
+    assert text.count("application/vnd.jupyter.widget-view+json") == len(PANELS)
 
 
 @pytest.mark.parametrize(

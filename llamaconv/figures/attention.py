@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llamaconv.figures.picture import Picture, drawing, picture
+from llamaconv.figures.tiles import tiles
 
 if TYPE_CHECKING:
     from llamaconv.lesson import AttentionMaps
@@ -14,21 +15,14 @@ def attention_maps(maps: AttentionMaps) -> Picture:
     """Small multiples: where each position of the excerpt looks, one map a way of re-ordering."""
     columns = 3
     rows = -(-len(maps.by_way) // columns)
-    with drawing(8.6, 3.05 * rows, rows, columns, sharex=True, sharey=True, squeeze=False) as (
-        figure,
-        axes,
-    ):
-        for one, (name, found) in zip(axes.flat, maps.by_way.items(), strict=False):
-            drawn = one.imshow(found.numpy(), cmap="viridis", vmin=0, vmax=1)
-            share = maps.moved.get(name)
-            note = f"\n{_percent(share)} of the attention moved" if share is not None else ""
-            one.set_title(f"{name}{note}", fontsize=10, weight=None if note else "bold")
-        for one in list(axes.flat)[len(maps.by_way) :]:
-            one.axis("off")
-        for one in axes[-1]:
-            one.set_xlabel("looked at")
-        for one in axes[:, 0]:
-            one.set_ylabel("position")
+    titled = {}
+    for name, found in maps.by_way.items():
+        share = maps.moved.get(name)
+        note = f"\n{_percent(share)} of the attention moved" if share is not None else ""
+        titled[f"{name}{note}"] = found.numpy()
+    with drawing(8.8, 2.95 * rows + 0.4) as (figure, axes):
+        labels = ("position looked at", "position that looks")
+        drawn = tiles(axes, titled, columns, labels, cmap="viridis", vmin=0, vmax=1)
         figure.colorbar(drawn, ax=axes, shrink=0.6, label="attention probability")
         shares = maps.moved.values()
         return picture(

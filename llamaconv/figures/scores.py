@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from llamaconv.figures.picture import MARKERS, Picture, doubling, drawing, picture
+from llamaconv.figures.tiles import tiles
 
 if TYPE_CHECKING:
     from llamaconv.lesson import Agreement, ScoreErrors
@@ -15,23 +17,20 @@ if TYPE_CHECKING:
 def score_maps(agreement: Agreement) -> Picture:
     """Scores of one head three times on one scale, and the error of the third."""
     split, woven, wrong = agreement.maps
-    titles = (
-        "half_split rows,\nits own rotation",
-        "interleaved rows,\nits own rotation",
-        "half_split rows,\ninterleaved rotation",
-        "error of the third\n(third − first)",
-    )
     largest = max(one.tril().abs().max().item() for one in agreement.maps)
-    with drawing(10.4, 3.2, columns=4, sharey=True) as (figure, axes):
-        maps = (split, woven, wrong, wrong - split)
-        for one, title, values in zip(axes, titles, maps, strict=True):
-            # The future is masked before the softmax; it is grey, so that white is zero only.
-            past = np.ma.masked_where(np.triu(np.ones(values.shape), 1) > 0, values.numpy())
-            one.set_facecolor("0.88")
-            shown = one.imshow(past, cmap="PuOr", vmin=-largest, vmax=largest)
-            one.set_title(title, fontsize=10)
-            one.set_xlabel("position of k")
-        axes[0].set_ylabel("position of q")
+    # The future is masked before the softmax; it is grey, so that white is zero only.
+    future = np.triu(np.ones(split.shape), 1) > 0
+    maps = {
+        "half_split rows,\nits own rotation": split,
+        "interleaved rows,\nits own rotation": woven,
+        "half_split rows,\ninterleaved rotation": wrong,
+        "error of the third\n(third − first)": wrong - split,
+    }
+    past = {title: np.ma.masked_where(future, one.numpy()) for title, one in maps.items()}
+    with drawing(10.4, 3.3) as (figure, axes):
+        colours = plt.get_cmap("PuOr").with_extremes(bad="0.88")
+        labels = ("position of k", "position of q")
+        shown = tiles(axes, past, 4, labels, cmap=colours, vmin=-largest, vmax=largest)
         figure.colorbar(shown, ax=axes, shrink=0.8, label="score")
         on_diagonal = (wrong - split).diagonal().abs().max().item() < 1e-4 * largest
         return picture(
