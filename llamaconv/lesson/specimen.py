@@ -107,7 +107,7 @@ class Specimen:
     def table(self) -> Table:
         rows = [
             ("model", f"{self.name}: {self.params}"),
-            ("read whole", size(sum(4 * rows.numel() for rows in self.half_split.values()))),
+            ("in memory", size(sum(4 * rows.numel() for rows in self.half_split.values()))),
             ("text", f"{self.tokens.numel()} {self.unit}s, {self.tokens.shape[1]} at a time"),
         ]
         return Table(("specimen", ""), rows)

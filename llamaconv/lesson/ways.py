@@ -57,7 +57,13 @@ RIGHT = Way("right", "q and k re-ordered, each by its own heads", _once, _once)
 WRONG_WAYS = (
     Way("not re-ordered", "only the names were changed", _stay, _stay),
     Way("only q", "q re-ordered, k forgotten", _once, _stay),
-    Way("wrong kv heads", "k's heads counted as if they were q's", _once, _once, miscounts=True),
+    Way(
+        "wrong kv heads",
+        "k re-ordered by a number of heads that is not its own",
+        _once,
+        _once,
+        miscounts=True,
+    ),
     Way("wrong direction", "the re-ordering of the way back", _back, _back),
     Way("twice", "re-ordered although it had been already", _twice, _twice),
 )
