@@ -47,6 +47,11 @@ def test_converting_imports_no_pictures() -> None:
     assert not imported_by("import llamaconv.convert, llamaconv.cli") & {"matplotlib", "ipywidgets"}
 
 
+def test_pictures_and_panels_do_not_wait_for_torch() -> None:
+    assert "torch" not in imported_by("import llamaconv.figures, llamaconv.panels")
+    assert "torch" in imported_by("import llamaconv.panels.lesson"), "the test can fail"
+
+
 # Each room may import those before it; a house with one direction has no cycles.
 ORDER = [
     "version problems files tables params config params_json keys foreign rope pieces compare sample model titan receipt advice",
@@ -59,6 +64,7 @@ ORDER = [
     "receipt_check",
     "verify",
     "convert",
+    "lesson",
     "figures",
     "notebook",
     "panels",

@@ -3,8 +3,28 @@
 Every function here returns a `Picture`. One file a subject; nothing here reads a checkpoint.
 """
 
+from llamaconv.figures.attention import attention_maps
 from llamaconv.figures.layouts import head_layouts
+from llamaconv.figures.llama_head import frequencies, mismatch_by_distance
+from llamaconv.figures.outcomes import layouts_and_rotations, loss_bars, loss_by_position
 from llamaconv.figures.picture import Picture
+from llamaconv.figures.rope import follow_row, pairings, turning
+from llamaconv.figures.scores import error_by_distance, score_maps
 from llamaconv.figures.verdict import score_errors
 
-__all__ = ["Picture", "head_layouts", "score_errors"]
+__all__ = [
+    "Picture",
+    "attention_maps",
+    "error_by_distance",
+    "follow_row",
+    "frequencies",
+    "head_layouts",
+    "layouts_and_rotations",
+    "loss_bars",
+    "loss_by_position",
+    "mismatch_by_distance",
+    "pairings",
+    "score_errors",
+    "score_maps",
+    "turning",
+]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ _STYLE = {
     "axes.spines.right": False,
     "figure.facecolor": "white",
 }
+
+# A marker beside each colour of the cycle, so that lines are told apart without it.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 @dataclass(frozen=True)
@@ -68,3 +72,12 @@ def picture(figure: Any, alt: str, caption: str) -> Picture:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return Picture(buffer.getvalue(), alt, caption)
+
+
+def doubling(length: int) -> list[tuple[int, int]]:
+    """Groups of 0 to ``length`` that double: ``(0, 1), (1, 2), (2, 4), (4, 8), …``, ends excluded.
+
+    What matters early and late is then seen on one axis.
+    """
+    edges = [0, *(2**power for power in range(32) if 2**power < length), length]
+    return list(itertools.pairwise(edges))

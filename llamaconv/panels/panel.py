@@ -47,7 +47,7 @@ class Slider:
 
     def widget(self) -> Any:
         return widgets.IntSlider(
-            min=self.lowest, max=self.highest, value=self.value, **_look(self.label)
+            min=self.lowest, max=self.highest, value=self.value, **_look(self.label, "28em")
         )
 
 
@@ -82,11 +82,11 @@ class Switch:
 Control = Choice | Slider | Text | Switch
 
 
-def _look(label: str) -> dict[str, Any]:
+def _look(label: str, width: str = "16em") -> dict[str, Any]:
     return {
         "description": label,
         "style": {"description_width": "initial"},
-        "layout": widgets.Layout(width="auto", min_width="16em"),
+        "layout": widgets.Layout(width="auto", min_width=width),
     }
 
 
