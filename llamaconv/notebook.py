@@ -21,6 +21,9 @@ from llamaconv.problems import Problem, RefusedError
 from llamaconv.sample import sample_path
 from llamaconv.tables import Table, parse_size
 
+# As it is written, since it may be written wrongly.
+_DEFAULT_SIZE = "5GB"
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -42,6 +45,10 @@ class Choices:
         if problems:
             raise RefusedError(problems)
         return choices
+
+    def problems(self) -> list[Problem]:
+        """Every value that is not offered."""
+        return self._wrong_values()
 
     def _wrong_values(self) -> list[Problem]:
         kinds = {"shards": int, "overwrite": bool}
@@ -164,7 +171,7 @@ class PlanChoices(Choices):
         return super()._given() | {
             name: value
             for name, value in options.items()
-            if (parse_size(value) if name == "max_shard_size" else value) != defaults[name]
+            if value not in (defaults[name], _DEFAULT_SIZE)
         }
 
 
