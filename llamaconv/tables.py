@@ -67,7 +67,9 @@ class Table:
         if left:
             body += f'\n<tr><td colspan="{len(self.columns)}">… and {left} more rows</td></tr>'
         head = cells("th", self.columns)
-        return f"<table>{caption}\n<thead>{head}</thead>\n<tbody>{body}</tbody></table>"
+        table = f"<table>{caption}\n<thead>{head}</thead>\n<tbody>{body}</tbody></table>"
+        # A table that is wider than its window scrolls; without this its right side is cut off.
+        return f'<div style="overflow-x:auto">{table}</div>'
 
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
