@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from llamaconv import convert_checkpoint, figures, make_plan, open_checkpoint, sample_path
+from llamaconv import convert_checkpoint, figures, lesson, make_plan, open_checkpoint, sample_path
 
 HERE = Path(__file__).parent
 FOLDER = "/home/you/llamaconv/notebooks"
@@ -42,6 +42,8 @@ def draw(folder: Path) -> None:
     done = convert_checkpoint(plan, HERE / "converted" / "for-the-readme", overwrite=True)
     assert done.verification is not None
     figures.score_errors(done.verification).save(folder / "score-errors.png")
+    maps = lesson.attention_maps(lesson.open_specimen(sample_path()), layer=1, head=0)
+    figures.attention_maps(maps).save(folder / "attention-maps.png")
 
 
 if __name__ == "__main__":
