@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from llamaconv.problems import Problem
+from llamaconv.problems import FailedError, Problem
 from llamaconv.tables import Table
 
 
@@ -37,15 +37,28 @@ class Check:
         }
 
 
+@dataclass(frozen=True)
+class TensorResult:
+    """Elements of one target tensor, how many differ from the source's, and how many would if
+    rows were left in (or brought into) the other layout."""
+
+    name: str
+    n_elements: int
+    n_different: int
+    n_if_wrong: int
+
+
 @dataclass(frozen=True, repr=False)
 class Verification:
     """All checks of one target; ``ok`` only if each is.
 
-    ``layers`` holds each layer's rotated-score error and its yardstick.
+    ``layers`` holds each layer's rotated-score error and its yardstick, ``tensors`` the bits
+    of each tensor; neither is in the receipt, which stays short.
     """
 
     checks: tuple[Check, ...]
     layers: tuple[tuple[float, float], ...] = ()
+    tensors: tuple[TensorResult, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -60,6 +73,33 @@ class Verification:
             for check in self.checks
             if not check.ok
         ]
+
+    def check(self) -> None:
+        """Raises `FailedError` with every check that failed, where one did."""
+        if not self.ok:
+            raise FailedError(self.problems() or "nothing was checked")
+
+    def tensor_table(self, text: str = "", only_different: bool = False, most: int = 20) -> Table:
+        """A row a tensor whose name contains ``text``."""
+        found = [
+            one
+            for one in self.tensors
+            if text.lower() in one.name.lower() and (one.n_different or not only_different)
+        ]
+        rows = [
+            (
+                "✗" if one.n_different else "✓",
+                one.name,
+                f"{one.n_elements:,}",
+                f"{one.n_different:,}",
+                f"{one.n_if_wrong:,}",
+            )
+            for one in found
+        ]
+        different = sum(one.n_different > 0 for one in self.tensors)
+        caption = f"{len(found)} of {len(self.tensors)} tensors, {different} differ"
+        columns = ("", "tensor", "elements", "different", "done wrong")
+        return Table(columns, rows, caption=caption, right=columns[2:], most=most)
 
     def table(self) -> Table:
         rows = [

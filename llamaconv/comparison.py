@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llamaconv import keys, rope
-from llamaconv.checks import Check
+from llamaconv.checks import Check, TensorResult
 from llamaconv.oracles import WHOLE_BYTES, Oracle
 from llamaconv.params import LlamaParams
 from llamaconv.plan import Move, Plan
@@ -42,7 +42,7 @@ class Comparison:
         self.target = target
         self.wrong_layout = other_layout(plan.source.rope)
         self.n_elements = self.n_different = self.n_if_wrong = 0
-        self.different: list[str] = []
+        self.tensors: list[TensorResult] = []
         self.layers: list[tuple[float, float]] = []
         generator = torch.Generator().manual_seed(0)
         shape = (len(_POSITIONS), self.params.dim)
@@ -68,7 +68,7 @@ class Comparison:
         unit = move.shape[0] // heads if heads else 1
         step = max(1, WINDOW_BYTES // (unit * row_bytes)) * unit
         products: list[tuple[Tensor, Tensor]] = []
-        before = self.n_different
+        before = self.n_elements, self.n_different, self.n_if_wrong
         for first in range(0, move.shape[0], step):
             last = min(first + step, move.shape[0])
             source = self.source.rows(move.source, first, last).to(dtype)
@@ -83,8 +83,9 @@ class Comparison:
             self.n_different += _count_different(expected, actual)
             self.n_if_wrong += _count_different(wrong, actual)
             yield last - first
-        if self.n_different > before:
-            self.different.append(move.writes)
+        after = self.n_elements, self.n_different, self.n_if_wrong
+        counts = (now - then for now, then in zip(after, before, strict=True))
+        self.tensors.append(TensorResult(move.writes, *counts))
         if products and known:
             self._keep(known[0].name, products)
 
@@ -116,9 +117,10 @@ class Comparison:
     def bits_check(self) -> Check:
         detail = f"all {self.n_elements:,} elements equal the source's, read whole and re-ordered by index"
         if self.n_different:
+            different = [one.name for one in self.tensors if one.n_different]
             detail = (
                 f"{self.n_different:,} of {self.n_elements:,} elements differ, in "
-                f"{len(self.different)} tensors: {some(self.different, 4)}"
+                f"{len(different)} tensors: {some(different, 4)}"
             )
         return Check(
             "bits", not self.n_different, float(self.n_different), float(self.n_if_wrong), detail

@@ -16,7 +16,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from llamaconv.formats.detect import open_checkpoint
 from llamaconv.plan import Target
+from llamaconv.planner import make_plan
 from llamaconv.problems import Problem, RefusedError
 from llamaconv.sample import sample_path
 from llamaconv.tables import Table, parse_size
@@ -186,6 +188,17 @@ class VerifyChoices(Choices):
         if self.target:
             return Path(self.target).expanduser()
         return Path("converted") / f"{Path(self.source_path).name}-titan-0.3"
+
+    def write_if_absent(self) -> str:
+        """Converts the source to the target where there is none yet; a sentence says which."""
+        if self.target_path.exists():
+            return f"{self.target_path} is there and is checked as it is"
+        # Not before: the parameters alone do not wait for torch.
+        from llamaconv.convert import convert_checkpoint
+
+        plan = make_plan(open_checkpoint(self.source_path))
+        convert_checkpoint(plan, self.target_path)
+        return f"{self.target_path} was not there: written from the source, {plan.target}"
 
     def _given(self) -> dict[str, object]:
         return super()._given() | {"target": str(self.target_path)}

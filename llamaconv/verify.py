@@ -91,7 +91,7 @@ def verify_plan(plan: Plan, folder: Path, progress: Progress | None = None) -> V
     checks = [structure, comparison.bits_check(), comparison.scores_check()]
     if max(plan.bytes_to_read, plan.bytes_to_write) <= _FORWARD_BYTES:
         checks += _check_forward(plan, here, there)
-    return Verification(tuple(checks), tuple(comparison.layers))
+    return Verification(tuple(checks), tuple(comparison.layers), tuple(comparison.tensors))
 
 
 def _check_structure(plan: Plan, target: Checkpoint) -> Check:

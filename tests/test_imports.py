@@ -64,6 +64,7 @@ ORDER = [
     "receipt_check",
     "verify",
     "convert",
+    "roundtrip damage",
     "lesson",
     "figures",
     "notebook",
