@@ -62,12 +62,12 @@ def operations(plan: Plan) -> list[str]:
 def problems(plan: Plan) -> Table:
     """Every problem of the plan, errors first; a plan with errors writes nothing."""
     found = sorted(plan.problems, key=lambda problem: problem.level != "error")
-    errors = len(plan.errors)
-    rows = [(problem.level, problem.message) for problem in found] or [
-        ("none", "no problems: this plan can be executed")
-    ]
-    caption = f"{errors} {'error' if errors == 1 else 'errors'}, {len(found) - errors} warnings"
-    return Table(("level", "what, and the way out"), rows, caption=caption if found else "")
+    rows: list[tuple[str, str]] = [(problem.level, problem.message) for problem in found]
+    rows = rows or [("none", "no problems: this plan can be executed")]
+    levels = Counter(problem.level for problem in found)
+    caption = ", ".join(f"{n} {level}{'s' * (n > 1)}" for level, n in levels.items())
+    caption += "; nothing would be written" if plan.errors else ""
+    return Table(("level", "what, and the way out"), rows, caption=caption)
 
 
 def changes(before: Plan, after: Plan) -> Table:
@@ -77,6 +77,7 @@ def changes(before: Plan, after: Plan) -> Table:
     row is the bytes to write. Both plans should be of one source.
     """
     old, new = _by_role(before), _by_role(after)
+    every = list(dict.fromkeys(role for role, _ in [*old, *new]))
     roles: dict[tuple[str, str, str], list[str]] = {}
     for key in dict.fromkeys([*old, *new]):
         one, other = old.get(key), new.get(key)
@@ -88,7 +89,7 @@ def changes(before: Plan, after: Plan) -> Table:
             if was != is_now:
                 roles.setdefault((what, was, is_now), []).append(key[0])
     rows: list[tuple[object, ...]] = [
-        (what, ", ".join(dict.fromkeys(found)), was, is_now, len(found))
+        (what, _folded(found, every), was, is_now, len(found))
         for (what, was, is_now), found in roles.items()
     ]
     rows.sort(key=lambda row: ("target key", "operation", "dtype").index(str(row[0])))
@@ -96,6 +97,15 @@ def changes(before: Plan, after: Plan) -> Table:
     rows.append(("bytes to write", "all", *written, len(after.written)))
     columns = ("what", "of", "before", "after", "tensors")
     return Table(columns, rows, caption=_options(before, after), right=("tensors",))
+
+
+def _folded(found: list[str], every: list[str]) -> str:
+    """The roles of ``found``, each once; by those left out where that is shorter."""
+    roles = list(dict.fromkeys(found))
+    rest = [role for role in every if role not in roles]
+    if len(rest) >= len(roles):
+        return ", ".join(roles)
+    return f"all but {', '.join(rest)}" if rest else "all"
 
 
 def _options(before: Plan, after: Plan) -> str:
