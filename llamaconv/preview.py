@@ -16,6 +16,7 @@ from pathlib import Path
 from llamaconv import keys, titan
 from llamaconv.params import LlamaParams
 from llamaconv.plan import Move, Plan
+from llamaconv.problems import RefusedError
 from llamaconv.tables import Table, size
 
 ALL = "all"
@@ -201,10 +202,13 @@ def against_flavour(plan: Plan, flavour: str) -> Table:
     """Tensors whose presence, shape or dtype a stock TorchTitan flavour has otherwise.
 
     The flavour's shapes come from the formulas of `keys`, as from a model on the meta device; no
-    weight is read. Names are those of the plan's generation. Raises `StopIteration` for a name
+    weight is read. Names are those of the plan's generation. Raises `RefusedError` for a name
     that is none of `titan.FLAVOURS`.
     """
-    stock = flavour_params(next(one for one in titan.FLAVOURS if one.name == flavour))
+    found = {one.name: one for one in titan.FLAVOURS}
+    if flavour not in found:
+        raise RefusedError(f"flavour {flavour!r}; one of {', '.join(found)} was expected")
+    stock = flavour_params(found[flavour])
     mine = _by_role(plan)
     theirs = {(role.name, layer): role.shape(stock) for role, layer in keys.every(stock)}
     rows: Counter[tuple[str, str, str, str]] = Counter()

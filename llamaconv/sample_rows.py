@@ -14,7 +14,7 @@ from llamaconv import rope
 from llamaconv.convert import target_rows
 from llamaconv.pieces import WEIGHT_DTYPES, PieceReader, TensorInfo
 from llamaconv.plan import Move, Plan
-from llamaconv.problems import RefusedError
+from llamaconv.problems import FailedError, RefusedError
 from llamaconv.tables import Table
 
 COLUMNS = 16
@@ -65,8 +65,8 @@ def sample_rows(plan: Plan, key: str, head: int = 0) -> SampleRows:
     """The rows of head ``head`` of the target ``key``, or the first rows where it has no heads.
 
     Raises `RefusedError` for a key that the plan does not write, for a head that is not there,
-    and for a tensor whose rows the engine could not transform; `FailedError` where a file ends
-    before its header says.
+    and for a tensor whose rows the engine could not transform; `FailedError` where a file has
+    gone, or ends before its header says.
     """
     move = next((move for move in plan.written if move.target == key), None)
     if move is None:
@@ -74,9 +74,15 @@ def sample_rows(plan: Plan, key: str, head: int = 0) -> SampleRows:
     source = plan.source.tensors[move.source]
     first, last = _span(plan, move, source, head)
     read = memoryview(bytearray((last - first) * source.row_bytes))
-    with PieceReader() as reader:
-        reader.read_rows(source, first, last, read)
-    made = bytearray(b"".join(target_rows(plan, key, first, last)))
+    try:
+        with PieceReader() as reader:
+            reader.read_rows(source, first, last, read)
+        made = bytearray(b"".join(target_rows(plan, key, first, last)))
+    except OSError as error:
+        # The plan was made from headers; the folder may have changed since.
+        raise FailedError(
+            f"{error.filename}: {error.strerror}; the source has gone since the plan was made"
+        ) from error
     count = last - first
     order = torch.arange(count)
     if move.heads and plan.source.rope:

@@ -145,6 +145,11 @@ def test_shapes_and_layers_that_a_flavour_has_otherwise_are_counted(source: Path
     assert "dtype" not in {row[0] for row in shown.rows}
 
 
+def test_a_flavour_that_is_none_is_refused(source: Path) -> None:
+    with pytest.raises(RefusedError, match="flavour '9B'; one of 1B, 3B, 8B"):
+        preview.against_flavour(plan_of(source), "9B")
+
+
 def test_free_disk_is_that_of_the_nearest_folder_there_is(source: Path, tmp_path: Path) -> None:
     rows = dict(preview.disk(plan_of(source), tmp_path / "not" / "yet").rows)
     assert rows["needed"] == "712 kB" and rows["enough"] == "yes"
@@ -220,6 +225,14 @@ def test_rows_that_are_not_heads_and_bytes_that_are_no_weights_are_refused(tmp_p
     assert 'role="alert"' in panels.one_tensor(plan, K).static()._repr_html_()
 
 
+def test_a_source_that_goes_between_plan_and_look_is_said(source: Path) -> None:
+    plan = plan_of(source)
+    panel = panels.one_tensor(plan, K)
+    for file in source.glob("*.safetensors"):
+        file.unlink()
+    assert "the source has gone since the plan was made" in panel.static()._repr_html_()
+
+
 # Pictures.
 
 
@@ -293,6 +306,17 @@ def test_glossary_flavour_and_tensor_follow_their_controls(source: Path) -> None
         assert words not in panel.output.value
         panel.widgets[name].value = value
         assert words in panel.output.value
+
+
+def test_the_row_to_follow_changes_the_picture(source: Path) -> None:
+    panel = panels.one_tensor(plan_of(source))
+    panel.show(interactive=True)
+    before = panel.output.value
+    panel.widgets["row"].value = 5
+    assert panel.output.value != before
+    still = panels.one_tensor(plan_of(source, rope="half_split"))
+    still.show(interactive=True)
+    assert (still.widgets["row"].min, still.widgets["row"].max) == (0, 0)
 
 
 # Torch, and headless.

@@ -98,12 +98,17 @@ def sample_rows(sample: SampleRows, row: int = 1) -> Picture:
             box = Rectangle((left, 0), width, count, fill=False, edgecolor="0.3", linewidth=0.8)
             axes.add_patch(box)
         for place, origin in enumerate(sample.order):
-            colour, line, thick = followed.get(place, ("0.75", "-", 0.8))
+            # So many lines of a long head would be a grey wall.
+            thin = 0.8 if count <= 32 else 0.3
+            colour, line, thick = followed.get(place, ("0.75", "-", thin))
             ends = ([width, width + gap], [origin + 0.5, place + 0.5])
             axes.plot(*ends, line, color=colour, linewidth=thick, zorder=3 if thick > 1 else 1)
             if place in followed:
                 for left, y in ((0.0, origin), (width + gap, place)):
                     _frame(axes, left, y, width, colour, line)
+                if count > 32:  # not every row has its number beside it
+                    words, at = str(sample.first + origin), {"va": "center", "fontsize": 9}
+                    axes.text(width + 0.3, origin - 0.02 * count, words, color=colour, **at)
         step = max(1, count // 16)
         ticks = range(0, count, step)
         axes.set_yticks([at + 0.5 for at in ticks], [sample.first + at for at in ticks], fontsize=9)

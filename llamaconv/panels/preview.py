@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llamaconv import figures, keys, preview, titan
-from llamaconv.panels.panel import Choice, Panel, Shown, Text
+from llamaconv.panels.panel import Choice, Panel, Shown, Slider, Text
 from llamaconv.plan import CHOICES, Plan
 from llamaconv.planner import make_plan
 from llamaconv.problems import LlamaconvError
@@ -97,16 +97,20 @@ def flavours(plan: Plan, flavour: str = "") -> Panel:
 
 
 def one_tensor(plan: Plan, key: str = "") -> Panel:
-    """Rows of one tensor in source and target; choose the key and the head.
+    """Rows of one tensor in source and target; choose the key, the head, and the row to follow.
 
     Reads the rows that it shows. At first the first k, whose heads are fewer than q's.
     """
     found = tuple(move.writes for move in plan.written)
     heads = max((move.heads or 1 for move in plan.written), default=1)
+    last = max((move.shape[0] // move.heads for move in plan.written if move.heads), default=1) - 1
     return Panel(
-        lambda key, head: _sampled(plan, key, head, figures.sample_rows),
+        lambda key, head, row: _sampled(
+            plan, key, head, lambda sample: figures.sample_rows(sample, row)
+        ),
         key=Choice("target key", found, key or _first_key(plan)),
         head=Choice("head", tuple(range(heads)), 0),
+        row=Slider("row of the head to follow", 0, last, min(1, last)),
     )
 
 
