@@ -14,7 +14,7 @@ from llamaconv import rope
 from llamaconv.convert import target_rows
 from llamaconv.pieces import WEIGHT_DTYPES, PieceReader, TensorInfo
 from llamaconv.plan import Move, Plan
-from llamaconv.problems import FailedError, RefusedError
+from llamaconv.problems import RefusedError
 from llamaconv.tables import Table
 
 COLUMNS = 16
@@ -74,15 +74,9 @@ def sample_rows(plan: Plan, key: str, head: int = 0) -> SampleRows:
     source = plan.source.tensors[move.source]
     first, last = _span(plan, move, source, head)
     read = memoryview(bytearray((last - first) * source.row_bytes))
-    try:
-        with PieceReader() as reader:
-            reader.read_rows(source, first, last, read)
-        made = bytearray(b"".join(target_rows(plan, key, first, last)))
-    except OSError as error:
-        # The plan was made from headers; the folder may have changed since.
-        raise FailedError(
-            f"{error.filename}: {error.strerror}; the source has gone since the plan was made"
-        ) from error
+    with PieceReader() as reader:
+        reader.read_rows(source, first, last, read)
+    made = bytearray(b"".join(target_rows(plan, key, first, last)))
     count = last - first
     order = torch.arange(count)
     if move.heads and plan.source.rope:

@@ -107,8 +107,18 @@ def sample_rows(sample: SampleRows, row: int = 1) -> Picture:
                 for left, y in ((0.0, origin), (width + gap, place)):
                     _frame(axes, left, y, width, colour, line)
                 if count > 32:  # not every row has its number beside it
-                    words, at = str(sample.first + origin), {"va": "center", "fontsize": 9}
-                    axes.text(width + 0.3, origin - 0.02 * count, words, color=colour, **at)
+                    words = str(sample.first + origin)
+                    box_of = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+                    axes.text(
+                        width + 0.5,
+                        origin - 0.02 * count,
+                        words,
+                        color=colour,
+                        fontsize=9,
+                        va="center",
+                        bbox=box_of,
+                        zorder=5,
+                    )
         step = max(1, count // 16)
         ticks = range(0, count, step)
         axes.set_yticks([at + 0.5 for at in ticks], [sample.first + at for at in ticks], fontsize=9)
