@@ -162,6 +162,17 @@ def _advise(plan: Plan, target: Path, dump: Path | None) -> Advice:
     return Advice("transformers", "", command, "", ())
 
 
+def target_rows(plan: Plan, name: str, first: int, last: int) -> Iterator[bytes]:
+    """The bytes that a conversion would write for rows ``first`` to ``last`` of ``name``.
+
+    ``name`` is a target's; the last row is excluded. Reads these rows, or the heads that they
+    are of, and writes nothing. Raises `FailedError` where the source ends early.
+    """
+    engine = _Engine(plan, None)
+    with engine.reader:
+        yield from map(bytes, engine.blocks(name, first, last))
+
+
 class _Engine:
     """Turns moves into blocks of target bytes, and counts what passes."""
 
@@ -175,12 +186,12 @@ class _Engine:
         self.bytes_read = self.bytes_written = 0
         self.overflows: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._reader = PieceReader()
+        self.reader = PieceReader()
 
     def write(self, folder: Path, workers: int) -> dict[str, list[str]]:
         """Writes the target's tensors to ``folder``; digests by tensor."""
         tensors = [TensorInfo(move.writes, move.dtype, move.shape) for move in self.plan.written]
-        with self._reader, _one_thread_each():
+        with self.reader, _one_thread_each():
             digests = self._write_format(folder, tensors, workers)
         if self.overflows:
             raise FailedError(
@@ -222,7 +233,7 @@ class _Engine:
         for begin in range(first - first % unit, last, step):
             end = min(begin + step, last + -last % unit)
             block = buffer[: (end - begin) * source.row_bytes]
-            self._reader.read_rows(source, begin, end, block)
+            self.reader.read_rows(source, begin, end, block)
             out = self._transform(move, source, block)
             row_bytes = len(out) // (end - begin)
             out = out[

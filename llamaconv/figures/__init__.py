@@ -9,6 +9,7 @@ from llamaconv.figures.layouts import head_layouts
 from llamaconv.figures.llama_head import frequencies, mismatch_by_distance
 from llamaconv.figures.outcomes import layouts_and_rotations, loss_bars, loss_by_position
 from llamaconv.figures.picture import Picture
+from llamaconv.figures.preview import operations, sample_rows
 from llamaconv.figures.rope import follow_row, pairings, turning
 from llamaconv.figures.scores import error_by_distance, score_maps
 from llamaconv.figures.verdict import score_errors
@@ -25,7 +26,9 @@ __all__ = [
     "loss_bars",
     "loss_by_position",
     "mismatch_by_distance",
+    "operations",
     "pairings",
+    "sample_rows",
     "score_errors",
     "score_maps",
     "turning",
