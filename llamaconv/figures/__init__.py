@@ -4,6 +4,7 @@ Every function here returns a `Picture`. One file a subject; nothing here reads 
 """
 
 from llamaconv.figures.attention import attention_maps
+from llamaconv.figures.checkpoint import shard_strips
 from llamaconv.figures.layouts import head_layouts
 from llamaconv.figures.llama_head import frequencies, mismatch_by_distance
 from llamaconv.figures.outcomes import layouts_and_rotations, loss_bars, loss_by_position
@@ -26,5 +27,6 @@ __all__ = [
     "pairings",
     "score_errors",
     "score_maps",
+    "shard_strips",
     "turning",
 ]

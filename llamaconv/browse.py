@@ -1,0 +1,284 @@
+"""What a checkpoint holds, as values to look at: kinds, totals, tensors, index against headers.
+
+Works on headers alone and without torch, except where the files themselves are torch's.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from math import prod
+from pathlib import Path
+
+from llamaconv import keys
+from llamaconv.files import try_json
+from llamaconv.formats import huggingface, safetensors_header
+from llamaconv.pieces import DTYPE_BYTES, Checkpoint, TensorInfo
+from llamaconv.problems import Problem, printable
+from llamaconv.tables import Table, size
+
+ALL = "all"
+NO_LAYER = "none"
+OTHER = "other"
+# In the order in which pictures and tables show them.
+_ROLES_OF_KIND = {
+    "embedding": ("tok_embeddings",),
+    "q and k": ("wq", "wk"),
+    "v and o": ("wv", "wo"),
+    "feed-forward": ("w1", "w2", "w3"),
+    "norms": ("attention_norm", "ffn_norm", "norm"),
+    "head": ("output",),
+}
+KINDS = (*_ROLES_OF_KIND, OTHER)
+_KIND_OF_ROLE = {role: kind for kind, roles in _ROLES_OF_KIND.items() for role in roles}
+_ROLE_ORDER = {role: at for at, role in enumerate(keys.ROLES)}
+
+
+@dataclass(frozen=True, repr=False)
+class Sentence:
+    """One sentence that a notebook shows as such; escaped."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return printable(self.text)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(str(self))}</p>"
+
+
+def kind_of(name: str, naming: str | None) -> str:
+    """One of `KINDS`; "other" for every name that is no Llama's in ``naming``."""
+    known = keys.identify(name, naming)
+    return _KIND_OF_ROLE[known[0].name.removesuffix(".bias")] if known else OTHER
+
+
+def layer_of(name: str, naming: str | None) -> int | None:
+    known = keys.identify(name, naming)
+    return known[1] if known else None
+
+
+def in_order(checkpoint: Checkpoint) -> list[TensorInfo]:
+    """The tensors as a forward pass meets them, unknown names last.
+
+    Files list them by the alphabet, layer 10 before layer 2.
+    """
+
+    def place(tensor: TensorInfo) -> tuple[int, int, int, str]:
+        known = keys.identify(tensor.name, checkpoint.naming)
+        if known is None:
+            return (3, 0, 0, tensor.name)
+        role, layer = known
+        if layer is not None:
+            return (1, layer, _ROLE_ORDER[role.name], tensor.name)
+        return (0 if role.name == "tok_embeddings" else 2, 0, _ROLE_ORDER[role.name], tensor.name)
+
+    return sorted(checkpoint.tensors.values(), key=place)
+
+
+def files_of(checkpoint: Checkpoint) -> list[str]:
+    """Names of the files that hold tensors, sorted."""
+    return sorted({file for tensor in checkpoint.tensors.values() for file in tensor.files})
+
+
+def bytes_by_file(checkpoint: Checkpoint) -> dict[str, dict[str, list[int]]]:
+    """For each file and kind the bytes of each of its pieces, in the order of `in_order`."""
+    found: dict[str, dict[str, list[int]]] = {
+        file: {kind: [] for kind in KINDS} for file in files_of(checkpoint)
+    }
+    for tensor in in_order(checkpoint):
+        kind, item = kind_of(tensor.name, checkpoint.naming), DTYPE_BYTES[tensor.dtype]
+        for piece in tensor.pieces:
+            found[piece.file.name][kind].append(prod(piece.shape) * item)
+    return found
+
+
+def totals(checkpoint: Checkpoint) -> Table:
+    """Tensors, elements, bytes and dtypes of each kind that is there, and of all."""
+    by_kind: dict[str, list[TensorInfo]] = {kind: [] for kind in KINDS}
+    for tensor in checkpoint.tensors.values():
+        by_kind[kind_of(tensor.name, checkpoint.naming)].append(tensor)
+    by_kind = {kind: tensors for kind, tensors in by_kind.items() if tensors}
+    by_kind["all"] = list(checkpoint.tensors.values())
+    rows = []
+    for kind, tensors in by_kind.items():
+        n_bytes = sum(tensor.nbytes for tensor in tensors)
+        rows.append(
+            (
+                kind,
+                f"{len(tensors):,}",
+                f"{sum(prod(tensor.shape) for tensor in tensors):,}",
+                size(n_bytes),
+                f"{n_bytes / (checkpoint.total_bytes or 1):.1%}",
+                ", ".join(sorted({tensor.dtype for tensor in tensors})),
+            )
+        )
+    columns = ("kind", "tensors", "elements", "size", "share", "dtype")
+    return Table(columns, rows, right=columns[1:5])
+
+
+def model_table(checkpoint: Checkpoint) -> Table | Sentence:
+    """The model's parameters as they were read, or that there are none."""
+    params = checkpoint.params
+    if params is None:
+        return Sentence("The model's parameters could not be read; see the problems.")
+    rows = [(field.name, _text(getattr(params, field.name))) for field in fields(params)]
+    return Table(("parameter", "value"), rows, right=("value",))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) and value < 1 else str(value)
+
+
+def layers_of(checkpoint: Checkpoint) -> list[int]:
+    """Numbers of the layers that have a tensor."""
+    found = {layer_of(name, checkpoint.naming) for name in checkpoint.tensors}
+    return sorted(layer for layer in found if layer is not None)
+
+
+def tensor_table(
+    checkpoint: Checkpoint,
+    kind: str = ALL,
+    layer: int | str = ALL,
+    shard: str = ALL,
+    dtype: str = ALL,
+    text: str = "",
+    most: int = 60,
+) -> Table:
+    """The tensors that fit every filter, ``most`` of them as rows.
+
+    ``layer`` is a number, or `NO_LAYER` for tensors outside the layers. Each word of ``text``
+    has to occur in the name, in upper or lower case.
+    """
+    words = text.lower().split()
+    rows, n_bytes = [], 0
+    for tensor in in_order(checkpoint):
+        its_kind = kind_of(tensor.name, checkpoint.naming)
+        its_layer = layer_of(tensor.name, checkpoint.naming)
+        if (
+            kind in (ALL, its_kind)
+            and layer in (ALL, NO_LAYER if its_layer is None else its_layer)
+            and (shard == ALL or shard in tensor.files)
+            and dtype in (ALL, tensor.dtype)
+            and all(word in tensor.name.lower() for word in words)
+        ):
+            n_bytes += tensor.nbytes
+            rows.append(_row(tensor, its_kind))
+    columns = ("tensor", "kind", "dtype", "shape", "size", "file")
+    caption = f"{len(rows):,} of {len(checkpoint.tensors):,} tensors, {size(n_bytes)}"
+    return Table(columns, rows, caption=caption, right=("shape", "size"), most=most)
+
+
+def _row(tensor: TensorInfo, kind: str) -> tuple[str, ...]:
+    files = tensor.files
+    where = (
+        files[0] if len(files) == 1 else f"{len(files)} files, from {min(files, default='none')}"
+    )
+    shape = " × ".join(map(str, tensor.shape))
+    return (tensor.name, kind, tensor.dtype, shape, size(tensor.nbytes), where)
+
+
+def index_diff(checkpoint: Checkpoint) -> Table | Sentence:
+    """What a Hugging Face index says against what the headers of its files say.
+
+    A row for each tensor that only one of them has or that lies in another file, for each file
+    that cannot be read, and for a wrong ``total_size``.
+    """
+    if checkpoint.format != "huggingface":
+        return Sentence(f"The format {checkpoint.format} has no index of its tensors to compare.")
+    index_path, read = _index_of(checkpoint.path)
+    if not index_path.is_file():
+        return Sentence("There is no index: the headers alone say where each tensor lies.")
+    index = try_json(index_path, []) or {}
+    listed = index.get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(f, str) for f in listed.values()):
+        return Sentence(f"{index_path.name} cannot be read; see the problems.")
+    held, rows = _headers(index_path.parent, sorted(set(listed.values())), read)
+    where = {name: file for file, tensors in held.items() for name in tensors}
+    for name, file in listed.items():
+        if file in held and name not in held[file]:
+            rows.append((name, file, where.get(name, "in no file")))
+    rows += [
+        (name, listed.get(name, "nothing"), file)
+        for file, tensors in held.items()
+        for name in tensors
+        if name not in listed
+    ]
+    metadata = index.get("metadata")
+    stated = metadata.get("total_size") if isinstance(metadata, dict) else None
+    actual = sum(
+        tensor.nbytes
+        for file, tensors in held.items()
+        for tensor in tensors.values()
+        if listed.get(tensor.name) == file
+    )
+    if stated != actual:
+        rows.append(("total_size", f"{stated} bytes", f"{actual} bytes in what could be read"))
+    if not rows:
+        return Sentence(
+            f"Index and headers agree: {len(listed):,} tensors in {len(held):,} files, {actual:,} bytes."
+        )
+    columns = ("tensor or file", "the index says", "the headers say")
+    return Table(columns, rows, caption=f"index and headers differ at {len(rows):,} places")
+
+
+_ReadHeader = Callable[[Path], tuple[dict[str, TensorInfo], list[Problem]]]
+
+
+def _index_of(path: Path) -> tuple[Path, _ReadHeader]:
+    folder = path if path.is_dir() else path.parent
+    bins = folder / "pytorch_model.bin.index.json"
+    if (folder / huggingface.INDEX).exists() or not bins.exists():
+        return folder / huggingface.INDEX, safetensors_header.read_header
+    from llamaconv.formats import torch_file  # the files are torch's
+
+    return bins, torch_file.read_header
+
+
+def _headers(
+    folder: Path, files: Iterable[str], read: _ReadHeader
+) -> tuple[dict[str, dict[str, TensorInfo]], list[tuple[str, str, str]]]:
+    """Tensors by file, and a row for each file that gives none."""
+    held: dict[str, dict[str, TensorInfo]] = {}
+    rows = []
+    for file in files:
+        # An index of a stranger must not make other folders be read.
+        if Path(file).name != file or "\\" in file or "\0" in file:
+            rows.append((file, "a file", "not a bare file name; not opened"))
+        elif not (folder / file).is_file():
+            rows.append((file, "a file", "is not there"))
+        else:
+            tensors, problems = read(folder / file)
+            if problems:
+                rows.append((file, "a file", _without(folder, problems[0].message)))
+            else:
+                held[file] = tensors
+    return held, rows
+
+
+def _without(folder: Path, message: str) -> str:
+    """The message without the folder in front of each file's name: it is the same for all."""
+    return message.replace(f"{folder}/", "")
+
+
+def ignored(checkpoint: Checkpoint) -> Table | Sentence:
+    """Files and tensors that are left out on purpose, and why."""
+    if not checkpoint.ignored:
+        return Sentence("Nothing is ignored: every tensor of every weight file is used.")
+    rows = [(one.name, one.reason) for one in checkpoint.ignored]
+    return Table(("ignored", "why"), rows)
+
+
+def problems(checkpoint: Checkpoint) -> Table | Sentence:
+    """Errors, which a conversion would refuse, then warnings."""
+    if not checkpoint.problems:
+        return Sentence("No problem was found.")
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    found = sorted(checkpoint.problems, key=lambda one: one.level != "error")
+    rows = [(one.level, _without(folder, one.message)) for one in found]
+    return Table(("level", "what is wrong"), rows)
