@@ -7,7 +7,6 @@ only some are named.
 from __future__ import annotations
 
 from itertools import accumulate
-from os.path import commonprefix
 from typing import Any
 
 from matplotlib.collections import LineCollection, PolyCollection
@@ -113,9 +112,16 @@ def _shared(files: list[str]) -> tuple[str, str]:
     """What all names begin and end with, but no part of a number."""
     if len(files) < 2:
         return "", ""
-    front = commonprefix(files).rstrip("0123456789")
-    back = commonprefix([file[len(front) :][::-1] for file in files])[::-1].lstrip("0123456789")
+    front = _same_start(files).rstrip("0123456789")
+    back = _same_start([file[len(front) :][::-1] for file in files])[::-1].lstrip("0123456789")
     return front, back
+
+
+def _same_start(texts: list[str]) -> str:
+    # What the first and the last of the alphabet share, all between them share.
+    first, last = min(texts), max(texts)
+    pairs = enumerate(zip(first, last, strict=False))
+    return first[: next((at for at, (one, other) in pairs if one != other), len(first))]
 
 
 def _short(text: str, most: int = 36) -> str:
