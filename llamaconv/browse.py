@@ -6,6 +6,7 @@ Works on headers alone and without torch, except where the files themselves are 
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from math import prod
@@ -14,6 +15,7 @@ from pathlib import Path
 from llamaconv import keys
 from llamaconv.files import try_json
 from llamaconv.formats import huggingface, safetensors_header
+from llamaconv.params import RopeScaling
 from llamaconv.pieces import DTYPE_BYTES, Checkpoint, TensorInfo
 from llamaconv.problems import Problem, printable
 from llamaconv.tables import Table, size
@@ -80,8 +82,15 @@ def in_order(checkpoint: Checkpoint) -> list[TensorInfo]:
 
 
 def files_of(checkpoint: Checkpoint) -> list[str]:
-    """Names of the files that hold tensors, sorted."""
-    return sorted({file for tensor in checkpoint.tensors.values() for file in tensor.files})
+    """Names of the files that hold tensors, by the numbers in them: ``__2_0`` before ``__10_0``."""
+    found = {file for tensor in checkpoint.tensors.values() for file in tensor.files}
+    return sorted(found, key=_by_number)
+
+
+def _by_number(file: str) -> tuple[list[str | int], str]:
+    # Every second part is a number, so that like is compared with like; the name decides last.
+    parts = re.split(r"([0-9]{1,18})", file)
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)], file
 
 
 def bytes_by_file(checkpoint: Checkpoint) -> dict[str, dict[str, list[int]]]:
@@ -132,7 +141,14 @@ def model_table(checkpoint: Checkpoint) -> Table | Sentence:
 def _text(value: object) -> str:
     if value is None:
         return "none"
-    return f"{value:g}" if isinstance(value, float) and value < 1 else str(value)
+    if isinstance(value, RopeScaling):
+        return ", ".join(
+            f"{field.name} {_text(getattr(value, field.name))}" for field in fields(value)
+        )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    # 1e-05, but 500000 and not 5e+05.
+    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def layers_of(checkpoint: Checkpoint) -> list[int]:
@@ -176,9 +192,9 @@ def tensor_table(
 
 def _row(tensor: TensorInfo, kind: str) -> tuple[str, ...]:
     files = tensor.files
-    where = (
-        files[0] if len(files) == 1 else f"{len(files)} files, from {min(files, default='none')}"
-    )
+    where = files[0] if files else ""
+    if len(files) > 1:
+        where = f"{len(files)} files, {where} first"
     shape = " × ".join(map(str, tensor.shape))
     return (tensor.name, kind, tensor.dtype, shape, size(tensor.nbytes), where)
 
@@ -189,8 +205,12 @@ def index_diff(checkpoint: Checkpoint) -> Table | Sentence:
     A row for each tensor that only one of them has or that lies in another file, for each file
     that cannot be read, and for a wrong ``total_size``.
     """
-    if checkpoint.format != "huggingface":
-        return Sentence(f"The format {checkpoint.format} has no index of its tensors to compare.")
+    if checkpoint.format == "dcp":
+        return Sentence("A DCP has no headers to compare: .metadata alone says what lies where.")
+    if checkpoint.format == "meta":
+        return Sentence("Meta's format has no index: each file says itself what it holds.")
+    if not checkpoint.path.exists():
+        return Sentence(f"{checkpoint.path.name} was opened, but is not there any more.")
     index_path, read = _index_of(checkpoint.path)
     if not index_path.is_file():
         return Sentence("There is no index: the headers alone say where each tensor lies.")
@@ -255,15 +275,15 @@ def _headers(
         else:
             tensors, problems = read(folder / file)
             if problems:
-                rows.append((file, "a file", _without(folder, problems[0].message)))
+                rows.append((file, "a file", _without(folder / file, problems[0].message)))
             else:
                 held[file] = tensors
     return held, rows
 
 
-def _without(folder: Path, message: str) -> str:
-    """The message without the folder in front of each file's name: it is the same for all."""
-    return message.replace(f"{folder}/", "")
+def _without(path: Path, message: str) -> str:
+    """The message without the folder, or the file, that the table names already."""
+    return message.replace(f"{path}/", "").removeprefix(f"{path}: ")
 
 
 def ignored(checkpoint: Checkpoint) -> Table | Sentence:

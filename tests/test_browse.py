@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from test_imports import imported_by
 
 from llamaconv import browse, figures, keys, open_checkpoint, sample_path
 from llamaconv.family import family
-from llamaconv.params import LlamaParams
 from llamaconv.panels import browse as panels
+from llamaconv.params import LlamaParams
 from llamaconv.pieces import Checkpoint
 from llamaconv.tables import Table
 from llamaconv.titan import STOCK_SCALING
@@ -113,6 +114,25 @@ def test_each_filter_narrows_the_table(
     assert table.caption.startswith(f"{count} of 111 tensors")
 
 
+def test_files_stand_by_their_numbers(checkpoint: Checkpoint) -> None:
+    tensor = next(iter(checkpoint.tensors.values()))
+    piece = tensor.pieces[0]
+    names = ["__10_0.distcp", "__2_0.distcp", "__2.distcp", "__2_", "a", "7"]
+    pieces = tuple(replace(piece, file=Path(name)) for name in names)
+    many = replace(checkpoint, tensors={"x": replace(tensor, pieces=pieces)})
+    assert browse.files_of(many) == ["7", "__2.distcp", "__2_", *names[1::-1], "a"]
+    assert "6 files, __10_0.distcp first" in str(browse.tensor_table(many))
+
+
+def test_parameters_are_written_as_people_write_them(checkpoint: Checkpoint) -> None:
+    assert checkpoint.params
+    scaled = replace(checkpoint.params, rope_theta=500000.0, rope_scaling=STOCK_SCALING)
+    shown = dict(browse.model_table(replace(checkpoint, params=scaled)).rows)  # type: ignore[union-attr]
+    assert shown["rope_theta"] == "500000" and shown["norm_eps"] == "1e-05"
+    assert shown["rope_scaling"].startswith("factor 8, low_freq_factor 1,")
+    assert shown["tied"] == "no"
+
+
 class TestIndex:
     def test_one_that_agrees(self, checkpoint: Checkpoint) -> None:
         assert text(browse.index_diff(checkpoint)).startswith(
@@ -153,6 +173,11 @@ class TestIndex:
         }
         assert rows[SECOND] == "is not there"
         assert rows["../a.safetensors"] == "not a bare file name; not opened"
+
+    def test_a_folder_that_has_vanished_is_said(self, source: Path) -> None:
+        checkpoint = open_checkpoint(source)
+        source.rename(source.with_name("elsewhere"))
+        assert "not there any more" in text(browse.index_diff(checkpoint))
 
     def test_one_that_cannot_be_read_or_is_none_is_said(self, source: Path, tmp_path: Path) -> None:
         (source / "model.safetensors.index.json").write_text("<html>")
@@ -213,7 +238,7 @@ def test_metas_files_and_distributed_checkpoints_are_browsed_alike(
     assert len(browse.files_of(made)) >= 1
     assert "111 tensors" in figures.shard_strips(made).alt
     said = text(browse.index_diff(made))
-    assert "no index" in said or ".metadata alone" in said
+    assert {"meta": "no index", "dcp": ".metadata alone"}[to] in said
     assert browse.tensor_table(made, kind="q and k", layer=3).rows
 
 
