@@ -6,6 +6,7 @@ Works on headers alone and without torch, except where the files themselves are 
 from __future__ import annotations
 
 import html
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -270,7 +271,7 @@ def _headers(
         # An index of a stranger must not make other folders be read.
         if Path(file).name != file or "\\" in file or "\0" in file:
             rows.append((file, "a file", "not a bare file name; not opened"))
-        elif not (folder / file).is_file():
+        elif not os.path.isfile(folder / file):  # a Path raises where the name is too long
             rows.append((file, "a file", "is not there"))
         else:
             tensors, problems = read(folder / file)

@@ -166,12 +166,15 @@ class TestIndex:
     def test_files_that_are_missing_or_lead_elsewhere_are_not_opened(self, source: Path) -> None:
         (source / SECOND).unlink()
         index = source / "model.safetensors.index.json"
-        checkpoints.edit_json(index, lambda c: c["weight_map"].update({"a": "../a.safetensors"}))
+        checkpoints.edit_json(
+            index, lambda c: c["weight_map"].update({"a": "../a.safetensors", "b": "x" * 300})
+        )
         rows = {
             row[0]: row[2]
             for row in browse.index_diff(open_checkpoint(source)).rows  # type: ignore[union-attr]
         }
         assert rows[SECOND] == "is not there"
+        assert rows["x" * 300] == "is not there"
         assert rows["../a.safetensors"] == "not a bare file name; not opened"
 
     def test_a_folder_that_has_vanished_is_said(self, source: Path) -> None:
