@@ -1,25 +1,39 @@
-"""What a checkpoint holds, as values to look at: kinds, totals, tensors, index against headers.
+"""What a checkpoint holds, as values to look at: kinds, totals, tensors, what is wrong.
 
-Works on headers alone and without torch, except where the files themselves are torch's.
+Works on headers alone and without torch.
 """
 
 from __future__ import annotations
 
-import html
-import os
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from math import prod
-from pathlib import Path
 
 from llamaconv import keys
-from llamaconv.files import try_json
-from llamaconv.formats import huggingface, safetensors_header
+from llamaconv.index_diff import index_diff, without_path
 from llamaconv.params import RopeScaling
 from llamaconv.pieces import DTYPE_BYTES, Checkpoint, TensorInfo
-from llamaconv.problems import Problem, printable
-from llamaconv.tables import Table, size
+from llamaconv.tables import Sentence, Table, size
+
+__all__ = [
+    "ALL",
+    "KINDS",
+    "NO_LAYER",
+    "OTHER",
+    "Sentence",
+    "bytes_by_file",
+    "files_of",
+    "ignored",
+    "in_order",
+    "index_diff",
+    "kind_of",
+    "layer_of",
+    "layers_of",
+    "model_table",
+    "problems",
+    "tensor_table",
+    "totals",
+]
 
 ALL = "all"
 NO_LAYER = "none"
@@ -36,21 +50,6 @@ _ROLES_OF_KIND = {
 KINDS = (*_ROLES_OF_KIND, OTHER)
 _KIND_OF_ROLE = {role: kind for kind, roles in _ROLES_OF_KIND.items() for role in roles}
 _ROLE_ORDER = {role: at for at, role in enumerate(keys.ROLES)}
-
-
-@dataclass(frozen=True, repr=False)
-class Sentence:
-    """One sentence that a notebook shows as such; escaped."""
-
-    text: str
-
-    def __str__(self) -> str:
-        return printable(self.text)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return f"<p>{html.escape(str(self))}</p>"
 
 
 def kind_of(name: str, naming: str | None) -> str:
@@ -200,93 +199,6 @@ def _row(tensor: TensorInfo, kind: str) -> tuple[str, ...]:
     return (tensor.name, kind, tensor.dtype, shape, size(tensor.nbytes), where)
 
 
-def index_diff(checkpoint: Checkpoint) -> Table | Sentence:
-    """What a Hugging Face index says against what the headers of its files say.
-
-    A row for each tensor that only one of them has or that lies in another file, for each file
-    that cannot be read, and for a wrong ``total_size``.
-    """
-    if checkpoint.format == "dcp":
-        return Sentence("A DCP has no headers to compare: .metadata alone says what lies where.")
-    if checkpoint.format == "meta":
-        return Sentence("Meta's format has no index: each file says itself what it holds.")
-    if not checkpoint.path.exists():
-        return Sentence(f"{checkpoint.path.name} was opened, but is not there any more.")
-    index_path, read = _index_of(checkpoint.path)
-    if not index_path.is_file():
-        return Sentence("There is no index: the headers alone say where each tensor lies.")
-    index = try_json(index_path, []) or {}
-    listed = index.get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(f, str) for f in listed.values()):
-        return Sentence(f"{index_path.name} cannot be read; see the problems.")
-    held, rows = _headers(index_path.parent, sorted(set(listed.values())), read)
-    where = {name: file for file, tensors in held.items() for name in tensors}
-    for name, file in listed.items():
-        if file in held and name not in held[file]:
-            rows.append((name, file, where.get(name, "in no file")))
-    rows += [
-        (name, listed.get(name, "nothing"), file)
-        for file, tensors in held.items()
-        for name in tensors
-        if name not in listed
-    ]
-    metadata = index.get("metadata")
-    stated = metadata.get("total_size") if isinstance(metadata, dict) else None
-    actual = sum(
-        tensor.nbytes
-        for file, tensors in held.items()
-        for tensor in tensors.values()
-        if listed.get(tensor.name) == file
-    )
-    if stated != actual:
-        rows.append(("total_size", f"{stated} bytes", f"{actual} bytes in what could be read"))
-    if not rows:
-        return Sentence(
-            f"Index and headers agree: {len(listed):,} tensors in {len(held):,} files, {actual:,} bytes."
-        )
-    columns = ("tensor or file", "the index says", "the headers say")
-    return Table(columns, rows, caption=f"index and headers differ at {len(rows):,} places")
-
-
-_ReadHeader = Callable[[Path], tuple[dict[str, TensorInfo], list[Problem]]]
-
-
-def _index_of(path: Path) -> tuple[Path, _ReadHeader]:
-    folder = path if path.is_dir() else path.parent
-    bins = folder / "pytorch_model.bin.index.json"
-    if (folder / huggingface.INDEX).exists() or not bins.exists():
-        return folder / huggingface.INDEX, safetensors_header.read_header
-    from llamaconv.formats import torch_file  # the files are torch's
-
-    return bins, torch_file.read_header
-
-
-def _headers(
-    folder: Path, files: Iterable[str], read: _ReadHeader
-) -> tuple[dict[str, dict[str, TensorInfo]], list[tuple[str, str, str]]]:
-    """Tensors by file, and a row for each file that gives none."""
-    held: dict[str, dict[str, TensorInfo]] = {}
-    rows = []
-    for file in files:
-        # An index of a stranger must not make other folders be read.
-        if Path(file).name != file or "\\" in file or "\0" in file:
-            rows.append((file, "a file", "not a bare file name; not opened"))
-        elif not os.path.isfile(folder / file):  # a Path raises where the name is too long
-            rows.append((file, "a file", "is not there"))
-        else:
-            tensors, problems = read(folder / file)
-            if problems:
-                rows.append((file, "a file", _without(folder / file, problems[0].message)))
-            else:
-                held[file] = tensors
-    return held, rows
-
-
-def _without(path: Path, message: str) -> str:
-    """The message without the folder, or the file, that the table names already."""
-    return message.replace(f"{path}/", "").removeprefix(f"{path}: ")
-
-
 def ignored(checkpoint: Checkpoint) -> Table | Sentence:
     """Files and tensors that are left out on purpose, and why."""
     if not checkpoint.ignored:
@@ -301,5 +213,5 @@ def problems(checkpoint: Checkpoint) -> Table | Sentence:
         return Sentence("No problem was found.")
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     found = sorted(checkpoint.problems, key=lambda one: one.level != "error")
-    rows = [(one.level, _without(folder, one.message)) for one in found]
+    rows = [(one.level, without_path(folder, one.message)) for one in found]
     return Table(("level", "what is wrong"), rows)
