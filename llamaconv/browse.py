@@ -1,40 +1,61 @@
-"""What a person wants to know of a checkpoint before anything is done with it, as tables.
+"""What a checkpoint holds, as values to look at: kinds, totals, tensors, what is wrong.
 
-Headers only, without torch. Nothing raises for a bad checkpoint: it is shown, problems and all.
+Works on headers alone and without torch.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from dataclasses import fields
 from math import prod
-from pathlib import Path
 
 from llamaconv import keys
-from llamaconv.family import which_llama
-from llamaconv.files import try_json
-from llamaconv.formats import huggingface
-from llamaconv.formats.safetensors_header import read_header
-from llamaconv.pieces import Checkpoint, TensorInfo
-from llamaconv.problems import Problem
-from llamaconv.tables import Table, size
+from llamaconv.index_diff import index_diff, without_path
+from llamaconv.params import RopeScaling
+from llamaconv.pieces import DTYPE_BYTES, Checkpoint, TensorInfo
+from llamaconv.tables import Sentence, Table, size
 
-# Kinds of module in the order of a forward pass, and the roles of each.
-KINDS = {
+__all__ = [
+    "ALL",
+    "KINDS",
+    "NO_LAYER",
+    "OTHER",
+    "Sentence",
+    "bytes_by_file",
+    "files_of",
+    "ignored",
+    "in_order",
+    "index_diff",
+    "kind_of",
+    "layer_of",
+    "layers_of",
+    "model_table",
+    "problems",
+    "tensor_table",
+    "totals",
+]
+
+ALL = "all"
+NO_LAYER = "none"
+OTHER = "other"
+# In the order in which pictures and tables show them.
+_ROLES_OF_KIND = {
     "embedding": ("tok_embeddings",),
     "q and k": ("wq", "wk"),
     "v and o": ("wv", "wo"),
     "feed-forward": ("w1", "w2", "w3"),
     "norms": ("attention_norm", "ffn_norm", "norm"),
     "head": ("output",),
-    "other": (),
 }
-_KIND_OF = {role: kind for kind, roles in KINDS.items() for role in roles}
+KINDS = (*_ROLES_OF_KIND, OTHER)
+_KIND_OF_ROLE = {role: kind for kind, roles in _ROLES_OF_KIND.items() for role in roles}
+_ROLE_ORDER = {role: at for at, role in enumerate(keys.ROLES)}
 
 
 def kind_of(name: str, naming: str | None) -> str:
-    """One of `KINDS`; a bias is of its matrix's kind, a name of nothing known is ``other``."""
+    """One of `KINDS`; "other" for every name that is no Llama's in ``naming``."""
     known = keys.identify(name, naming)
-    return _KIND_OF.get(known[0].name.removesuffix(".bias"), "other") if known else "other"
+    return _KIND_OF_ROLE[known[0].name.removesuffix(".bias")] if known else OTHER
 
 
 def layer_of(name: str, naming: str | None) -> int | None:
@@ -42,137 +63,155 @@ def layer_of(name: str, naming: str | None) -> int | None:
     return known[1] if known else None
 
 
+def in_order(checkpoint: Checkpoint) -> list[TensorInfo]:
+    """The tensors as a forward pass meets them, unknown names last.
+
+    Files list them by the alphabet, layer 10 before layer 2.
+    """
+
+    def place(tensor: TensorInfo) -> tuple[int, int, int, str]:
+        known = keys.identify(tensor.name, checkpoint.naming)
+        if known is None:
+            return (3, 0, 0, tensor.name)
+        role, layer = known
+        if layer is not None:
+            return (1, layer, _ROLE_ORDER[role.name], tensor.name)
+        return (0 if role.name == "tok_embeddings" else 2, 0, _ROLE_ORDER[role.name], tensor.name)
+
+    return sorted(checkpoint.tensors.values(), key=place)
+
+
+def files_of(checkpoint: Checkpoint) -> list[str]:
+    """Names of the files that hold tensors, by the numbers in them: ``__2_0`` before ``__10_0``."""
+    found = {file for tensor in checkpoint.tensors.values() for file in tensor.files}
+    return sorted(found, key=_by_number)
+
+
+def _by_number(file: str) -> tuple[list[str | int], str]:
+    # Every second part is a number, so that like is compared with like; the name decides last.
+    parts = re.split(r"([0-9]{1,18})", file)
+    return [int(part) if at % 2 else part for at, part in enumerate(parts)], file
+
+
+def bytes_by_file(checkpoint: Checkpoint) -> dict[str, dict[str, list[int]]]:
+    """For each file and kind the bytes of each of its pieces, in the order of `in_order`."""
+    found: dict[str, dict[str, list[int]]] = {
+        file: {kind: [] for kind in KINDS} for file in files_of(checkpoint)
+    }
+    for tensor in in_order(checkpoint):
+        kind, item = kind_of(tensor.name, checkpoint.naming), DTYPE_BYTES[tensor.dtype]
+        for piece in tensor.pieces:
+            found[piece.file.name][kind].append(prod(piece.shape) * item)
+    return found
+
+
 def totals(checkpoint: Checkpoint) -> Table:
-    """Which Llama it is, and how much of what there is."""
-    tensors = checkpoint.tensors.values()
-    dtypes = Counter(tensor.dtype for tensor in tensors)
-    files = {piece.file for tensor in tensors for piece in tensor.pieces}
-    rows = [
-        ("which Llama", which_llama(checkpoint.params)),
-        ("parameters", checkpoint.params or "not known"),
-        ("format", f"{checkpoint.format}, rows of q and k {checkpoint.rope or 'unknown'}"),
-        ("tensors", f"{len(checkpoint.tensors):,} in {len(files)} files"),
-        ("elements", f"{checkpoint.parameters:,}"),
-        ("bytes", size(checkpoint.total_bytes)),
-        ("dtypes", ", ".join(f"{dtype} ({n:,} tensors)" for dtype, n in dtypes.items())),
-    ]
-    if checkpoint.generation:
-        rows.insert(3, ("key names", checkpoint.generation))
-    return Table(("of the checkpoint", ""), rows)
-
-
-def by_kind(checkpoint: Checkpoint) -> Table:
-    """Tensors, elements and bytes of each kind of module."""
-    groups: dict[str, list[TensorInfo]] = {kind: [] for kind in KINDS}
+    """Tensors, elements, bytes and dtypes of each kind that is there, and of all."""
+    by_kind: dict[str, list[TensorInfo]] = {kind: [] for kind in KINDS}
     for tensor in checkpoint.tensors.values():
-        groups[kind_of(tensor.name, checkpoint.naming)].append(tensor)
-    whole = max(1, checkpoint.total_bytes)
-    rows = [
-        (
-            kind,
-            len(group),
-            f"{sum(prod(t.shape) for t in group):,}",
-            size(n_bytes := sum(t.nbytes for t in group)),
-            f"{100 * n_bytes / whole:.0f}%",
+        by_kind[kind_of(tensor.name, checkpoint.naming)].append(tensor)
+    by_kind = {kind: tensors for kind, tensors in by_kind.items() if tensors}
+    by_kind["all"] = list(checkpoint.tensors.values())
+    rows = []
+    for kind, tensors in by_kind.items():
+        n_bytes = sum(tensor.nbytes for tensor in tensors)
+        rows.append(
+            (
+                kind,
+                f"{len(tensors):,}",
+                f"{sum(prod(tensor.shape) for tensor in tensors):,}",
+                size(n_bytes),
+                f"{n_bytes / (checkpoint.total_bytes or 1):.1%}",
+                ", ".join(sorted({tensor.dtype for tensor in tensors})),
+            )
         )
-        for kind, group in groups.items()
-        if group
-    ]
-    columns = ("kind", "tensors", "elements", "bytes", "share")
-    return Table(columns, rows, right=columns[1:])
+    columns = ("kind", "tensors", "elements", "size", "share", "dtype")
+    return Table(columns, rows, right=columns[1:5])
+
+
+def model_table(checkpoint: Checkpoint) -> Table | Sentence:
+    """The model's parameters as they were read, or that there are none."""
+    params = checkpoint.params
+    if params is None:
+        return Sentence("The model's parameters could not be read; see the problems.")
+    rows = [(field.name, _text(getattr(params, field.name))) for field in fields(params)]
+    return Table(("parameter", "value"), rows, right=("value",))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, RopeScaling):
+        return ", ".join(
+            f"{field.name} {_text(getattr(value, field.name))}" for field in fields(value)
+        )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    # 1e-05, but 500000 and not 5e+05.
+    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def layers_of(checkpoint: Checkpoint) -> list[int]:
+    """Numbers of the layers that have a tensor."""
+    found = {layer_of(name, checkpoint.naming) for name in checkpoint.tensors}
+    return sorted(layer for layer in found if layer is not None)
 
 
 def tensor_table(
     checkpoint: Checkpoint,
-    kind: str = "",
-    layer: int | None = None,
-    file: str = "",
-    dtype: str = "",
+    kind: str = ALL,
+    layer: int | str = ALL,
+    shard: str = ALL,
+    dtype: str = ALL,
     text: str = "",
-    most: int = 20,
+    most: int = 60,
 ) -> Table:
-    """The tensors that fit every condition given; ``text`` is a part of the name."""
-    naming = checkpoint.naming
-    found = [
-        tensor
-        for tensor in checkpoint.tensors.values()
-        if (not kind or kind_of(tensor.name, naming) == kind)
-        and (layer is None or layer_of(tensor.name, naming) == layer)
-        and (not file or file in tensor.files)
-        and (not dtype or tensor.dtype == dtype)
-        and text.lower() in tensor.name.lower()
-    ]
-    rows = [
-        (
-            tensor.name,
-            kind_of(tensor.name, naming),
-            tensor.dtype,
-            " × ".join(map(str, tensor.shape)),
-            size(tensor.nbytes),
-            ", ".join(tensor.files),
-        )
-        for tensor in found
-    ]
+    """The tensors that fit every filter, ``most`` of them as rows.
+
+    ``layer`` is a number, or `NO_LAYER` for tensors outside the layers. Each word of ``text``
+    has to occur in the name, in upper or lower case.
+    """
+    words = text.lower().split()
+    rows, n_bytes = [], 0
+    for tensor in in_order(checkpoint):
+        its_kind = kind_of(tensor.name, checkpoint.naming)
+        its_layer = layer_of(tensor.name, checkpoint.naming)
+        if (
+            kind in (ALL, its_kind)
+            and layer in (ALL, NO_LAYER if its_layer is None else its_layer)
+            and (shard == ALL or shard in tensor.files)
+            and dtype in (ALL, tensor.dtype)
+            and all(word in tensor.name.lower() for word in words)
+        ):
+            n_bytes += tensor.nbytes
+            rows.append(_row(tensor, its_kind))
     columns = ("tensor", "kind", "dtype", "shape", "size", "file")
-    n_bytes = size(sum(tensor.nbytes for tensor in found))
-    caption = f"{len(found):,} of {len(checkpoint.tensors):,} tensors, {n_bytes}"
+    caption = f"{len(rows):,} of {len(checkpoint.tensors):,} tensors, {size(n_bytes)}"
     return Table(columns, rows, caption=caption, right=("shape", "size"), most=most)
 
 
-def index_diff(checkpoint: Checkpoint) -> Table:
-    """Where the index and the headers of its shards disagree, a row a tensor."""
-    columns = ("tensor", "the index says", "the headers say")
-    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    path = folder / huggingface.INDEX
-    if not path.is_file():
-        return Table(columns, [], caption="there is no index, so nothing that could disagree")
-    problems: list[Problem] = []
-    index = try_json(path, problems) or {}
-    weight_map = index.get("weight_map")
-    weight_map = weight_map if isinstance(weight_map, dict) else {}
-    stored: dict[str, str] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        stored |= dict.fromkeys(read_header(file)[0], file.name)
-    rows = [
-        (name, weight_map.get(name, "nothing"), stored.get(name, "in no file that can be read"))
-        for name in sorted(weight_map.keys() | stored.keys())
-        if weight_map.get(name) != stored.get(name)
-    ]
-    metadata = index.get("metadata")
-    stated = metadata.get("total_size") if isinstance(metadata, dict) else None
-    if stated is not None and stated != checkpoint.total_bytes:
-        rows.append(("(all)", f"{stated} bytes", f"{checkpoint.total_bytes} bytes"))
-    caption = (
-        f"{len(rows)} disagreements"
-        if rows
-        else f"index and headers agree on {len(stored):,} tensors in {len(set(stored.values()))} files"
-    )
-    return Table(columns, rows, caption=caption)
+def _row(tensor: TensorInfo, kind: str) -> tuple[str, ...]:
+    files = tensor.files
+    where = files[0] if files else ""
+    if len(files) > 1:
+        where = f"{len(files)} files, {where} first"
+    shape = " × ".join(map(str, tensor.shape))
+    return (tensor.name, kind, tensor.dtype, shape, size(tensor.nbytes), where)
 
 
-def ignored(checkpoint: Checkpoint) -> Table:
-    """What lies there and is left out on purpose."""
+def ignored(checkpoint: Checkpoint) -> Table | Sentence:
+    """Files and tensors that are left out on purpose, and why."""
+    if not checkpoint.ignored:
+        return Sentence("Nothing is ignored: every tensor of every weight file is used.")
     rows = [(one.name, one.reason) for one in checkpoint.ignored]
-    caption = f"{len(rows)} ignored" if rows else "nothing is ignored"
-    return Table(("name", "why"), rows, caption=caption)
+    return Table(("ignored", "why"), rows)
 
 
-def problems(checkpoint: Checkpoint) -> Table:
-    """Everything that is wrong or worth knowing, errors first."""
-    found = sorted(checkpoint.problems, key=lambda problem: problem.level)
-    rows = [(problem.level, problem.message) for problem in found]
-    caption = f"{len(checkpoint.errors)} errors" if rows else "no problems"
-    return Table(("level", "problem"), rows, caption=caption)
-
-
-def files_of(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
-    """Bytes by kind of each file, in the files' order."""
-    found: dict[Path, dict[str, int]] = {}
-    for tensor in checkpoint.tensors.values():
-        kind = kind_of(tensor.name, checkpoint.naming)
-        n_elements = max(1, prod(tensor.shape))
-        for piece in tensor.pieces:
-            share = tensor.nbytes * prod(piece.shape) // n_elements
-            kinds = found.setdefault(piece.file, {})
-            kinds[kind] = kinds.get(kind, 0) + share
-    return {file.name: found[file] for file in sorted(found)}
+def problems(checkpoint: Checkpoint) -> Table | Sentence:
+    """Errors, which a conversion would refuse, then warnings."""
+    if not checkpoint.problems:
+        return Sentence("No problem was found.")
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    found = sorted(checkpoint.problems, key=lambda one: one.level != "error")
+    rows = [(one.level, without_path(folder, one.message)) for one in found]
+    return Table(("level", "what is wrong"), rows)

@@ -72,6 +72,21 @@ class Table:
         return f'<div style="overflow-x:auto">{table}</div>'
 
 
+@dataclass(frozen=True, repr=False)
+class Sentence:
+    """One sentence that a notebook shows as such; escaped."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return printable(self.text)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(str(self))}</p>"
+
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 

@@ -1,146 +1,379 @@
-"""What notebook 1 shows: which Llama, what lies where, index against headers, whatever is wrong."""
+"""What is shown of a checkpoint before anything is converted; whole, damaged, and very large."""
 
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import checkpoints
 import pytest
-from test_imports import HEAVY, imported_by
+import torch
+from test_imports import imported_by
 
-from llamaconv import browse, open_checkpoint
-from llamaconv.convert import Conversion
-from llamaconv.family import PUBLISHED, which_llama
-from llamaconv.panels.browse import tensors
-from llamaconv.params import LlamaParams, RopeScaling
+from llamaconv import browse, figures, keys, open_checkpoint, sample_path
+from llamaconv.family import family
+from llamaconv.panels import browse as panels
+from llamaconv.params import LlamaParams
+from llamaconv.pieces import Checkpoint
+from llamaconv.tables import Table
+from llamaconv.titan import STOCK_SCALING
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "1-browse-index.ipynb"
-INDEX = "model.safetensors.index.json"
-LLAMA_31_70B = LlamaParams(
-    dim=8192,
-    n_layers=80,
-    n_heads=64,
-    n_kv_heads=8,
-    head_dim=128,
-    ffn_dim=28672,
-    vocab_size=128256,
-    norm_eps=1e-5,
-    rope_theta=500000.0,
-    rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
-)
+SECOND = "model-00002-of-00003.safetensors"
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def checkpoint(source: Path) -> Checkpoint:
+    return open_checkpoint(source)
+
+
+def text(shown: Table | browse.Sentence) -> str:
+    return str(shown)
+
+
+def names(table: Table) -> list[str]:
+    return [str(row[0]) for row in table.rows]
+
+
+class TestKinds:
+    @pytest.mark.parametrize("naming", keys.NAMINGS)
+    def test_every_tensor_of_a_llama_has_a_kind_in_every_naming(self, naming: str) -> None:
+        found = set()
+        for role, layer in keys.every(checkpoints.GQA):
+            name = role.in_naming(naming, layer)
+            assert name is not None
+            found.add(browse.kind_of(name, naming))
+        assert found == set(browse.KINDS) - {browse.OTHER}
+
+    @pytest.mark.parametrize(
+        ("name", "kind"),
+        [
+            ("model.layers.3.self_attn.k_proj.weight", "q and k"),
+            ("model.layers.3.self_attn.q_proj.bias", "q and k"),
+            ("model.layers.3.self_attn.v_proj.weight", "v and o"),
+            ("model.layers.3.mlp.down_proj.bias", "feed-forward"),
+            ("model.layers.3.input_layernorm.weight", "norms"),
+            ("lm_head.weight", "head"),
+            ("model.layers.3.self_attn.rotary_emb.inv_freq", browse.OTHER),
+            (EVIL, browse.OTHER),
+        ],
+    )
+    def test_the_kind_follows_from_the_role(self, name: str, kind: str) -> None:
+        assert browse.kind_of(name, "huggingface") == kind
+
+    def test_without_a_naming_everything_is_other(self) -> None:
+        assert browse.kind_of("lm_head.weight", None) == browse.OTHER
+
+
+def test_totals_add_up_to_the_checkpoint(checkpoint: Checkpoint) -> None:
+    *kinds, every = browse.totals(checkpoint).rows
+    assert every[0] == "all"
+    assert sum(int(str(row[1])) for row in kinds) == int(str(every[1])) == len(checkpoint.tensors)
+    elements = [int(str(row[2]).replace(",", "")) for row in (*kinds, every)]
+    assert sum(elements[:-1]) == elements[-1] == checkpoint.parameters
+
+
+def test_bytes_by_file_are_all_bytes(checkpoint: Checkpoint) -> None:
+    by_file = browse.bytes_by_file(checkpoint)
+    assert len(by_file) == 3
+    found = sum(sum(map(sum, kinds.values())) for kinds in by_file.values())
+    assert found == checkpoint.total_bytes
+
+
+def test_tensors_stand_in_the_order_of_a_forward_pass(checkpoint: Checkpoint) -> None:
+    table = browse.tensor_table(checkpoint)
+    assert names(table)[0] == "model.embed_tokens.weight"
+    assert names(table)[-1] == "lm_head.weight"
+    assert browse.layers_of(checkpoint) == list(range(12)), "layer 10 does not follow layer 1"
 
 
 @pytest.mark.parametrize(
-    ("params", "name"),
+    ("filters", "count"),
     [
-        (LLAMA_31_70B, "Llama 3.1 or 3.3 70B"),
-        (replace(LLAMA_31_70B, rope_scaling=None), "Llama 3 70B"),
-        (
-            replace(LLAMA_31_70B, rope_scaling=None, vocab_size=32000, rope_theta=1e4),
-            "Llama 2 70B",
-        ),
-        (
-            replace(LLAMA_31_70B, rope_theta=1e6),
-            "the sizes of Llama 2 70B, with vocabulary 128,256 instead of 32,000",
-        ),
-        (checkpoints.GQA, "a Llama of its own"),
-        (None, "its parameters are not known"),
+        ({}, 12 * 9 + 3),
+        ({"kind": "q and k"}, 24),
+        ({"layer": 11}, 9),
+        ({"layer": browse.NO_LAYER}, 3),
+        ({"shard": SECOND}, 37),
+        ({"dtype": "bfloat16"}, 111),
+        ({"dtype": "float32"}, 0),
+        ({"text": "MLP down"}, 12),
+        ({"text": "layers.1."}, 9),
+        ({"kind": "norms", "layer": 0, "text": "input"}, 1),
     ],
 )
-def test_which_llama_it_is(params: LlamaParams | None, name: str) -> None:
-    assert which_llama(params).startswith(name)
-
-
-def test_no_two_published_llamas_are_alike() -> None:
-    assert len({replace_name(one) for one in PUBLISHED}) == len(PUBLISHED)
-
-
-def replace_name(one: object) -> object:
-    return replace(one, name="")  # type: ignore[type-var]
-
-
-def test_every_byte_is_of_one_kind_and_in_one_file(source: Path) -> None:
-    checkpoint = open_checkpoint(source)
-    files = browse.files_of(checkpoint)
-    assert list(files) == sorted(path.name for path in source.glob("*.safetensors"))
-    assert sum(sum(kinds.values()) for kinds in files.values()) == checkpoint.total_bytes
-    rows = {row[0]: row for row in browse.by_kind(checkpoint).rows}
-    assert list(rows) == list(browse.KINDS)[:-1]
-    assert rows["q and k"][1] == 24
-
-
-@pytest.mark.parametrize("to", ["meta", "dcp"])
-def test_other_formats_are_browsed_alike(
-    source: Path, convert: Callable[..., Conversion], to: str
+def test_each_filter_narrows_the_table(
+    checkpoint: Checkpoint, filters: dict[str, object], count: int
 ) -> None:
-    there = open_checkpoint(convert(source, to=to, shards=2, verified=False).target)
-    here = open_checkpoint(source)
-    assert browse.by_kind(there).rows == browse.by_kind(here).rows
-    assert "no index" in browse.index_diff(there).caption
-    assert sum(sum(k.values()) for k in browse.files_of(there).values()) >= here.total_bytes
+    table = browse.tensor_table(checkpoint, **filters)  # type: ignore[arg-type]
+    assert len(table.rows) == count
+    assert table.caption.startswith(f"{count} of 111 tensors")
 
 
-def test_the_table_is_filtered_by_each_condition_and_all_together(source: Path) -> None:
-    made = tensors(open_checkpoint(source))
-    made.show(interactive=True)
-    assert "111 of 111 tensors" in made.output.value
-    for name, value, expected in (
-        ("kind", "q and k", "24 of 111"),
-        ("layer", 3, "2 of 111"),
-        ("text", "K_PROJ", "1 of 111"),
-        ("file", "model-00001-of-00003.safetensors", "of 111"),
-        ("dtype", "bfloat16", "of 111"),
-    ):
-        made.widgets[name].value = value
-        assert expected in made.output.value
+def test_files_stand_by_their_numbers(checkpoint: Checkpoint) -> None:
+    tensor = next(iter(checkpoint.tensors.values()))
+    piece = tensor.pieces[0]
+    names = ["__10_0.distcp", "__2_0.distcp", "__2.distcp", "__2_", "a", "7"]
+    pieces = tuple(replace(piece, file=Path(name)) for name in names)
+    many = replace(checkpoint, tensors={"x": replace(tensor, pieces=pieces)})
+    assert browse.files_of(many) == ["7", "__2.distcp", "__2_", *names[1::-1], "a"]
+    assert "6 files, __10_0.distcp first" in str(browse.tensor_table(many))
 
 
-def test_names_are_shown_as_text(tmp_path: Path) -> None:
-    weights = checkpoints.tensors()
-    weights["<img src=x onerror=alert(1)>"] = weights["model.norm.weight"].clone()
-    folder = checkpoints.write(tmp_path / "hf", weights)
-    html = browse.tensor_table(open_checkpoint(folder), most=200)._repr_html_()
-    assert "<img" not in html
-    assert "&lt;img src=x onerror" in html
+def test_parameters_are_written_as_people_write_them(checkpoint: Checkpoint) -> None:
+    assert checkpoint.params
+    scaled = replace(checkpoint.params, rope_theta=500000.0, rope_scaling=STOCK_SCALING)
+    shown = dict(browse.model_table(replace(checkpoint, params=scaled)).rows)  # type: ignore[union-attr]
+    assert shown["rope_theta"] == "500000" and shown["norm_eps"] == "1e-05"
+    assert shown["rope_scaling"].startswith("factor 8, low_freq_factor 1,")
+    assert shown["tied"] == "no"
 
 
-def test_index_and_headers_are_held_against_each_other(source: Path) -> None:
-    assert "agree on 111 tensors in 3 files" in browse.index_diff(open_checkpoint(source)).caption
+class TestIndex:
+    def test_one_that_agrees(self, checkpoint: Checkpoint) -> None:
+        assert text(browse.index_diff(checkpoint)).startswith(
+            "Index and headers agree: 111 tensors"
+        )
 
-    def edit(index: dict[str, dict[str, object]]) -> None:
-        index["metadata"]["total_size"] = 5
-        index["weight_map"]["model.norm.weight"] = "model-00001-of-00003.safetensors"
-        index["weight_map"]["ghost"] = "model-00001-of-00003.safetensors"
-        del index["weight_map"]["lm_head.weight"]
+    def test_every_difference_is_a_row(self, source: Path) -> None:
+        index = source / "model.safetensors.index.json"
 
-    stored = json.loads((source / INDEX).read_text())["weight_map"]
-    checkpoints.edit_json(source / INDEX, edit)
-    rows = {row[0]: row[1:] for row in browse.index_diff(open_checkpoint(source)).rows}
-    assert rows["ghost"][1] == "in no file that can be read"
-    assert rows["lm_head.weight"] == ("nothing", stored["lm_head.weight"])
-    assert rows["(all)"][0] == "5 bytes"
+        def edit(content: dict[str, object]) -> None:
+            entries = content["weight_map"]
+            assert isinstance(entries, dict)
+            files = sorted(set(entries.values()))
+            entries["model.norm.weight"] = next(
+                f for f in files if f != entries["model.norm.weight"]
+            )
+            entries["made.up"] = files[0]
+            del entries["lm_head.weight"]
+            content["metadata"] = {"total_size": 7}
+
+        checkpoints.edit_json(index, edit)
+        found = browse.index_diff(open_checkpoint(source))
+        assert isinstance(found, Table)
+        rows = {row[0]: row[1:] for row in found.rows}
+        assert set(rows) == {"model.norm.weight", "made.up", "lm_head.weight", "total_size"}
+        assert rows["made.up"][1] == "in no file"
+        assert rows["lm_head.weight"][0] == "nothing"
+        assert rows["model.norm.weight"][0] != rows["model.norm.weight"][1]
+        assert rows["total_size"][0] == "7 bytes"
+
+    def test_files_that_are_missing_or_lead_elsewhere_are_not_opened(self, source: Path) -> None:
+        (source / SECOND).unlink()
+        index = source / "model.safetensors.index.json"
+        checkpoints.edit_json(
+            index, lambda c: c["weight_map"].update({"a": "../a.safetensors", "b": "x" * 300})
+        )
+        rows = {
+            row[0]: row[2]
+            for row in browse.index_diff(open_checkpoint(source)).rows  # type: ignore[union-attr]
+        }
+        assert rows[SECOND] == "is not there"
+        assert rows["x" * 300] == "is not there"
+        assert rows["../a.safetensors"] == "not a bare file name; not opened"
+
+    def test_a_folder_that_has_vanished_is_said(self, source: Path) -> None:
+        checkpoint = open_checkpoint(source)
+        source.rename(source.with_name("elsewhere"))
+        assert "not there any more" in text(browse.index_diff(checkpoint))
+
+    def test_one_that_cannot_be_read_or_is_none_is_said(self, source: Path, tmp_path: Path) -> None:
+        (source / "model.safetensors.index.json").write_text("<html>")
+        assert "cannot be read" in text(browse.index_diff(open_checkpoint(source)))
+        single = checkpoints.write(tmp_path / "single", shards=1)
+        assert "There is no index" in text(browse.index_diff(open_checkpoint(single)))
+        one_file = single / "model.safetensors"
+        assert "There is no index" in text(browse.index_diff(open_checkpoint(one_file)))
 
 
-def test_a_405b_index_opens_without_torch(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("big_folder.py")
-    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True)
-    loaded = imported_by(
-        "from llamaconv import browse, open_checkpoint;"
-        f"c = open_checkpoint({str(tmp_path)!r});"
-        "assert len(c.tensors) == 1137, len(c.tensors);"
-        "assert browse.which_llama(c.params).startswith('Llama 3.1 405B'), c.params;"
-        "assert len(browse.files_of(c)) == 191; browse.totals(c); browse.index_diff(c);"
-        "from llamaconv.panels.browse import tensors"
+def test_a_whole_folder_has_neither_problems_nor_anything_ignored(checkpoint: Checkpoint) -> None:
+    assert text(browse.problems(checkpoint)) == "No problem was found."
+    assert "Nothing is ignored" in text(browse.ignored(checkpoint))
+
+
+def damage(folder: Path) -> Path:
+    """A download that went wrong in several ways at once."""
+    (folder / SECOND).write_text("<html>please log in</html>")
+    (folder / "config.json").write_text("{")
+    checkpoints.edit_json(
+        folder / "model.safetensors.index.json", lambda c: c["weight_map"].pop("lm_head.weight")
     )
-    assert not loaded & (HEAVY - {"ipywidgets", "IPython"})
+    return folder
 
 
-def test_a_damaged_folder_is_browsed_headless(source: Path, tmp_path: Path) -> None:
-    (source / "model-00002-of-00003.safetensors").unlink()
+def test_a_damaged_folder_shows_all_that_is_left(source: Path) -> None:
+    broken = open_checkpoint(damage(source))
+    problems = browse.problems(broken)
+    assert isinstance(problems, Table)
+    assert {str(row[0]) for row in problems.rows} == {"error"}
+    assert "this is an HTML page" in str(problems) and "not valid JSON" in str(problems)
+    assert str(source) not in str(problems), "the folder's path is the same in every row"
+    assert "lm_head.weight" in str(browse.ignored(broken))
+    assert "could not be read" in str(browse.model_table(broken))
+    assert "cannot be said" in str(family(broken.params))
+    assert "only what could be read" in figures.shard_strips(broken).alt
+    assert len(browse.tensor_table(broken).rows) == len(broken.tensors) == 73
+
+
+def test_a_folder_of_which_nothing_can_be_read(source: Path) -> None:
+    (source / "model.safetensors.index.json").write_text("")
+    empty = open_checkpoint(source)
+    assert not empty.tensors
+    assert "no tensor" in figures.shard_strips(empty).alt
+    assert "0 of 0 tensors" in str(panels.tensors(empty).static())
+    assert browse.totals(empty).rows[-1][1] == "0"
+
+
+@pytest.mark.parametrize("to", ["dcp", "meta"])
+def test_metas_files_and_distributed_checkpoints_are_browsed_alike(
+    source: Path, convert: Callable[..., object], tmp_path: Path, to: str
+) -> None:
+    convert(source, to=to, shards=2)
+    made = open_checkpoint(tmp_path / "target")
+    assert made.format == to
+    kinds = {str(row[0]): row[1] for row in browse.totals(made).rows}
+    assert kinds["q and k"] == "24" and browse.OTHER not in kinds
+    assert len(browse.files_of(made)) >= 1
+    assert "111 tensors" in figures.shard_strips(made).alt
+    said = text(browse.index_diff(made))
+    assert {"meta": "no index", "dcp": ".metadata alone"}[to] in said
+    assert browse.tensor_table(made, kind="q and k", layer=3).rows
+
+
+def test_names_of_strangers_are_text_and_nothing_else(tmp_path: Path) -> None:
+    weights = {**checkpoints.tensors(), EVIL: torch.zeros(2), "$\\frac$": torch.zeros(2)}
+    folder = checkpoints.write(tmp_path / "$x_{$ & co", weights, shards=1)
+    (folder / "model.safetensors").rename(folder / "$\\bad{$ 文.safetensors")
+    checkpoint = open_checkpoint(folder)
+    shown = panels.tensors(checkpoint, most=200)
+    for value in (shown.static(), browse.totals(checkpoint), figures.shard_strips(checkpoint)):
+        assert "<img src=x" not in value._repr_html_()
+    assert "&lt;img src=x" in shown.static()._repr_html_()
+    assert "<img" not in browse.Sentence(EVIL)._repr_html_()
+
+
+class TestPanel:
+    def test_the_static_form_shows_the_first_rows(self, checkpoint: Checkpoint) -> None:
+        panel = panels.tensors(checkpoint, most=5)
+        assert "and 106 more rows" in str(panel.show(interactive=False))
+        assert not panel.widgets
+
+    def test_each_control_filters(self, checkpoint: Checkpoint) -> None:
+        panel = panels.tensors(checkpoint)
+        panel.show(interactive=True)
+        assert all(one.description for one in panel.widgets.values())
+        for name, value, expected in (
+            ("kind", "q and k", "24 of 111"),
+            ("layer", 11, "2 of 111"),
+            ("text", "k_proj", "1 of 111"),
+            ("dtype", "bfloat16", "1 of 111"),
+            ("shard", SECOND, "of 111"),
+            ("layer", browse.NO_LAYER, "0 of 111"),
+        ):
+            panel.widgets[name].value = value
+            assert expected in panel.output.value
+
+    def test_only_what_occurs_is_offered(self, checkpoint: Checkpoint) -> None:
+        offered = {
+            name: [value for _, value in control.options]
+            for name, control in panels.tensors(checkpoint).controls.items()
+            if name != "text"
+        }
+        assert browse.OTHER not in offered["kind"]
+        assert offered["layer"] == [browse.ALL, browse.NO_LAYER, *range(12)]
+        assert offered["dtype"] == [browse.ALL, "bfloat16"]
+
+
+LARGE = LlamaParams(
+    *(16384, 126, 128, 8, 128, 53248, 128256, 1e-5, 500000.0), rope_scaling=STOCK_SCALING
+)
+
+
+def write_large(folder: Path, shards: int) -> Path:
+    """Llama 3.1 405B in files that have all their bytes and hold none."""
+    folder.mkdir()
+    tensors = [
+        (str(role.in_naming("huggingface", layer)), role.shape(LARGE))
+        for role, layer in keys.every(LARGE)
+    ]
+    weight_map = {}
+    for number in range(shards):
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        header, end = {}, 0
+        mine = tensors[number * len(tensors) // shards : (number + 1) * len(tensors) // shards]
+        for name, shape in mine:
+            begin, end = end, end + 2 * prod(shape)
+            header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+            weight_map[name] = file
+        text = json.dumps(header).encode()
+        with open(folder / file, "wb") as out:
+            out.write(len(text).to_bytes(8, "little") + text)
+            out.truncate(8 + len(text) + end)
+    total = sum(2 * prod(shape) for _, shape in tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+    scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    config = checkpoints.CONFIG | {"hidden_size": 16384, "intermediate_size": 53248}
+    config |= {"num_attention_heads": 128, "num_hidden_layers": 126, "num_key_value_heads": 8}
+    config |= {"vocab_size": 128256, "rope_theta": 500000.0, "rope_scaling": scaling}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_405b_in_191_files_is_opened_compared_named_and_drawn(tmp_path: Path) -> None:
+    large = open_checkpoint(write_large(tmp_path / "large", 191))
+    assert not large.problems
+    assert str(family(large.params)) == "Every parameter is that of Llama 3.1 405B."
+    assert "1,137 tensors in 191 files" in text(browse.index_diff(large))
+    assert len(browse.files_of(large)) == 191
+    alt = figures.shard_strips(large).alt
+    assert "191 files" in alt and "812 GB" in alt and "feed-forward 81.3%" in alt
+
+
+class TestPicture:
+    def test_its_words_are_the_values(self) -> None:
+        checkpoint = open_checkpoint(sample_path())
+        alt = figures.shard_strips(checkpoint).alt
+        shares = {str(row[0]): row[4] for row in browse.totals(checkpoint).rows}
+        assert f"feed-forward {shares['feed-forward']}" in alt
+        assert "39 tensors in 3 files" in alt
+
+    def test_the_same_checkpoint_gives_the_same_picture(self, checkpoint: Checkpoint) -> None:
+        assert figures.shard_strips(checkpoint) == figures.shard_strips(checkpoint)
+
+    def test_one_file_is_a_picture_too(self, tmp_path: Path) -> None:
+        single = checkpoints.write(tmp_path / "single", shards=1)
+        assert "tensors in 1 file," in figures.shard_strips(open_checkpoint(single)).alt
+
+
+def test_browsing_a_hugging_face_folder_imports_no_torch() -> None:
+    code = """
+from llamaconv import browse, figures, open_checkpoint, sample_path
+from llamaconv.family import family, published
+from llamaconv.panels import browse as panels
+found = open_checkpoint(sample_path())
+figures.shard_strips(found), panels.tensors(found).static(), browse.index_diff(found)
+family(found.params), published(), browse.totals(found), browse.problems(found)
+"""
+    assert "torch" not in imported_by(code)
+
+
+def test_values_without_pictures_import_nothing_heavy() -> None:
+    heavy = {"torch", "numpy", "matplotlib", "ipywidgets"}
+    assert not imported_by("import llamaconv.browse, llamaconv.family") & heavy
+
+
+def test_the_notebook_runs_to_its_end_on_a_damaged_folder(source: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(tmp_path / "run.ipynb")]
-    command += ["-p", "source", str(source), "--execution-timeout", "120", "--no-progress-bar"]
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
-    assert "it holds 37 tensors" in (tmp_path / "run.ipynb").read_text()
+    options = ["-p", "source", str(damage(source)), "--execution-timeout", "120"]
+    done = subprocess.run(
+        [*command, *options, "--no-progress-bar"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "this is an HTML page" in (tmp_path / "run.ipynb").read_text()

@@ -57,7 +57,7 @@ ORDER = [
     "version problems files tables params config params_json keys foreign rope pieces compare sample model titan receipt advice",
     "fused family",
     "formats progress",
-    "plan head assets browse",
+    "plan head assets index_diff browse",
     "planner staging preview",
     "checks oracles",
     "comparison",

@@ -4,7 +4,7 @@ Every function here returns a `Picture`. One file a subject; nothing here reads 
 """
 
 from llamaconv.figures.attention import attention_maps
-from llamaconv.figures.checkpoint import files
+from llamaconv.figures.checkpoint import shard_strips
 from llamaconv.figures.layouts import head_layouts
 from llamaconv.figures.llama_head import frequencies, mismatch_by_distance
 from llamaconv.figures.outcomes import layouts_and_rotations, loss_bars, loss_by_position
@@ -18,7 +18,6 @@ __all__ = [
     "Picture",
     "attention_maps",
     "error_by_distance",
-    "files",
     "follow_row",
     "frequencies",
     "head_layouts",
@@ -31,5 +30,6 @@ __all__ = [
     "sample_rows",
     "score_errors",
     "score_maps",
+    "shard_strips",
     "turning",
 ]

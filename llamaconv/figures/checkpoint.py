@@ -1,65 +1,154 @@
-"""What lies in which file: a strip a file, its area the bytes of each kind of module."""
+"""What lies in which file, a strip a file: length by bytes, so that area is too.
+
+Colour and hatch say the kind of module. One file or some two hundred: strips get thinner and
+only some are named.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from itertools import accumulate
+from typing import Any
 
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.patches import Patch
+
+from llamaconv import browse
 from llamaconv.figures.picture import Picture, drawing, picture
+from llamaconv.pieces import Checkpoint
+from llamaconv.problems import printable
 from llamaconv.tables import size
 
-_HATCHES = ("", "///", "\\\\\\", "...", "xx", "++", "oo")
+# Tableau's colours for the colour-blind, and a hatch each; the largest kind has none.
+_LOOKS = {
+    "embedding": ("#A2C8EC", ".."),
+    "q and k": ("#C85200", "\\\\"),
+    "v and o": ("#FFBC79", "//"),
+    "feed-forward": ("#5F9ED1", ""),
+    "norms": ("#ABABAB", "**"),
+    "head": ("#CFCFCF", "xx"),
+    browse.OTHER: ("#FFFFFF", "++"),
+}
+_MOST_LABELS = 16
+_MOST_EDGED = 60
 
 
-def files(found: Mapping[str, Mapping[str, int]], kinds: tuple[str, ...]) -> Picture:
-    """``found`` has the bytes of each kind by file, see `browse.files_of`."""
-    names = list(found)
-    # Thin strips where there are many; a picture taller than a screen shows nothing at once.
-    height = min(0.42 * max(1, len(names)), 7.0)
-    total = sum(sum(of_file.values()) for of_file in found.values())
-    shown = [kind for kind in kinds if any(kind in of_file for of_file in found.values())]
-    with drawing(8.6, height + 1.3) as (figure, axes):
-        left = [0.0] * len(names)
-        for number, kind in enumerate(kinds):
-            if kind not in shown:
-                continue
-            widths = [found[name].get(kind, 0) / 1e6 for name in names]
-            axes.barh(
-                range(len(names)),
-                widths,
-                left=left,
-                height=0.8,
-                color=f"C{number}",
-                hatch=_HATCHES[number % len(_HATCHES)],
-                edgecolor="white",
-                linewidth=0.6 if len(names) < 40 else 0.0,
-                label=kind,
-            )
-            left = [start + width for start, width in zip(left, widths, strict=True)]
-        step = max(1, len(names) // 24)
-        places = range(0, len(names), step)
-        axes.set_yticks(list(places), [_short(names[place]) for place in places], fontsize=9)
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xlabel("megabytes")
-        figure.legend(loc="outside upper center", ncols=4, frameon=False)
-        kind, most = _largest(found)
+def shard_strips(checkpoint: Checkpoint) -> Picture:
+    """Each file of the checkpoint as a strip, cut by kind of module.
+
+    Where there is room, white lines divide the tensors of one kind.
+    """
+    by_file = browse.bytes_by_file(checkpoint)
+    by_kind = {
+        kind: total
+        for kind in browse.KINDS
+        if (total := sum(sum(kinds[kind]) for kinds in by_file.values()))
+    }
+    lengths = [sum(map(sum, kinds.values())) for kinds in by_file.values()]
+    unit, name = _unit(max(lengths, default=0))
+    strip = min(0.45, max(0.034, 5.6 / max(len(by_file), 1)))
+    with drawing(9.0, 1.35 + strip * max(len(by_file), 1)) as (figure, axes):
+        edged = len(checkpoint.tensors) <= _MOST_EDGED and len(by_file) <= _MOST_LABELS
+        _strips(axes, list(by_file.values()), unit, edged)
+        _name_strips(axes, list(by_file))
+        axes.set_xlim(0, max(lengths, default=unit) / unit or 1)
+        axes.set_xlabel(f"{name} in the file")
+        looks = [Patch(**_look(kind), label=kind) for kind in by_kind]
+        figure.legend(handles=looks, loc="outside right upper", frameon=False, handleheight=1.2)
+        if not by_kind:
+            axes.text(0.5, 0.5, "no tensor could be read", ha="center", transform=axes.transAxes)
         return picture(
-            figure,
-            f"{size(total)} in {len(names)} files; most of them, {100 * most / max(1, total):.0f}%, "
-            f"are {kind}.",
-            "A strip a file, as long as its bytes; a part a kind of module"
-            + (f". Every {step}th file is named." if step > 1 else "."),
+            figure, _words(checkpoint, by_kind, dict(zip(by_file, lengths, strict=True))), _CAPTION
         )
 
 
-def _largest(found: Mapping[str, Mapping[str, int]]) -> tuple[str, int]:
-    sums: dict[str, int] = {}
-    for of_file in found.values():
-        for kind, n_bytes in of_file.items():
-            sums[kind] = sums.get(kind, 0) + n_bytes
-    return max(sums.items(), key=lambda item: item[1], default=("nothing", 0))
+_CAPTION = "A strip a file, as long as its tensors have bytes; equal areas are equal bytes."
 
 
-def _short(name: str, most: int = 34) -> str:
-    # A dollar sign would begin a formula.
-    name = name.replace("$", r"\$")
-    return name if len(name) <= most else f"{name[: most // 2]}…{name[-most // 2 :]}"
+def _look(kind: str) -> dict[str, Any]:
+    colour, hatch = _LOOKS[kind]
+    return {"facecolor": colour, "hatch": hatch, "edgecolor": "0.25", "linewidth": 0}
+
+
+def _strips(axes: Any, by_file: list[dict[str, list[int]]], unit: int, edged: bool) -> None:
+    """One collection of boxes a kind: hundreds of patches with hatches take seconds."""
+    boxes: dict[str, list[Any]] = {}
+    edges = []
+    # Gaps between thin strips would be as wide as a pixel here and two there.
+    half = 0.42 if len(by_file) <= _MOST_EDGED else 0.5
+    for row, kinds in enumerate(by_file):
+        top, bottom, left = row - half, row + half, 0.0
+        for kind, pieces in kinds.items():
+            right = left + sum(pieces) / unit
+            if right > left:
+                corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+                boxes.setdefault(kind, []).append(corners)
+            inner = accumulate((n_bytes / unit for n_bytes in pieces[:-1]), initial=left)
+            edges += [[(x, top), (x, bottom)] for x in list(inner)[1:]]
+            left = right
+    for kind, corners_of in boxes.items():
+        axes.add_collection(PolyCollection(corners_of, **_look(kind)))
+    if edged:
+        axes.add_collection(LineCollection(edges, colors="white", linewidths=0.8))
+
+
+def _name_strips(axes: Any, files: list[str]) -> None:
+    """The part of the names that differs, at so many strips that labels do not touch."""
+    front, back = _shared(files)
+    step = -(-len(files) // _MOST_LABELS)
+    rows = list(range(0, len(files), step or 1))
+    if rows:
+        rows[-1] = len(files) - 1
+    cut = [files[row][len(front) : len(files[row]) - len(back)] for row in rows]
+    axes.set_yticks(rows, [_short(text) for text in cut], fontsize=9)
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)  # a name with $ in it is no formula
+    axes.set_ylim(max(len(files), 1) - 0.4, -0.6)
+    if front or back:
+        names = _short(f"{front}…{back}", 72)
+        axes.set_title(names, loc="left", fontsize=9, parse_math=False)
+
+
+def _shared(files: list[str]) -> tuple[str, str]:
+    """What all names begin and end with, but no part of a number."""
+    if len(files) < 2:
+        return "", ""
+    front = _same_start(files).rstrip("0123456789")
+    back = _same_start([file[len(front) :][::-1] for file in files])[::-1].lstrip("0123456789")
+    return front, back
+
+
+def _same_start(texts: list[str]) -> str:
+    # What the first and the last of the alphabet share, all between them share.
+    first, last = min(texts), max(texts)
+    pairs = enumerate(zip(first, last, strict=False))
+    return first[: next((at for at, (one, other) in pairs if one != other), len(first))]
+
+
+def _short(text: str, most: int = 36) -> str:
+    """At most ``most`` characters that every font has."""
+    text = "".join(c if c.isascii() or c == "…" else "?" for c in printable(text))
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 + 1 :]}"
+
+
+def _unit(longest: int) -> tuple[int, str]:
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if longest >= unit:
+            return unit, name
+    return 1, "bytes"
+
+
+def _words(checkpoint: Checkpoint, by_kind: dict[str, int], lengths: dict[str, int]) -> str:
+    if not by_kind:
+        return "An empty picture: no tensor of this checkpoint could be read, see its problems."
+    total = sum(by_kind.values())
+    shares = ", ".join(
+        f"{kind} {n_bytes / total:.1%}" if n_bytes >= total / 1000 else f"{kind} below 0.1%"
+        for kind, n_bytes in sorted(by_kind.items(), key=lambda one: -one[1])
+    )
+    files = "1 file" if len(lengths) == 1 else f"{len(lengths)} files"
+    spread = f" of {size(min(lengths.values()))} to {size(max(lengths.values()))}"
+    lost = "; errors were found, and only what could be read is drawn" if checkpoint.errors else ""
+    return (
+        f"{len(checkpoint.tensors):,} tensors in {files}{spread if len(lengths) > 1 else ''}, "
+        f"{size(total)} in all, by kind: {shares}{lost}."
+    )

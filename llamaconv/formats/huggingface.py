@@ -7,6 +7,7 @@ has no safetensors, ``pytorch_model*.bin`` is read the same way, with it.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -175,10 +176,11 @@ class _Opener:
             )
             return None
         path = self.folder / file
-        if not path.is_file():
+        # os.path says no to a name that is too long for any file, where a Path raises.
+        if not os.path.isfile(path):
             what = (
                 f"is a link to {path.readlink()}, which is not there"
-                if path.is_symlink()
+                if os.path.islink(path)
                 else "is not there"
             )
             self.error(

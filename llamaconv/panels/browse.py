@@ -1,35 +1,34 @@
-"""The panel of notebook 1: search and filter the tensors of a checkpoint."""
+"""The panel of notebook 1: the table of tensors and its filters."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from llamaconv import browse
 from llamaconv.panels.panel import Choice, Panel, Text
 from llamaconv.pieces import Checkpoint
+from llamaconv.problems import printable
 
 
-def tensors(checkpoint: Checkpoint) -> Panel:
-    """The table of tensors; choose kind, layer, file and dtype, or a part of the name."""
-    found = checkpoint.tensors.values()
-    naming = checkpoint.naming
-    kinds = {browse.kind_of(tensor.name, naming) for tensor in found}
-    numbers = {browse.layer_of(tensor.name, naming) for tensor in found}
-    layers = sorted(number for number in numbers if number is not None)
-    files = sorted({file for tensor in found for file in tensor.files})
-    dtypes = sorted({tensor.dtype for tensor in found})
+def tensors(checkpoint: Checkpoint, most: int = 20) -> Panel:
+    """The checkpoint's tensors; choose kind, layer, file, dtype, and words of the name.
+
+    Without widgets the first ``most`` rows. The choices offered are those that occur.
+    """
+    names = checkpoint.tensors
+    found = {browse.kind_of(name, checkpoint.naming) for name in names}
+    layers = browse.layers_of(checkpoint)
+    dtypes = sorted({tensor.dtype for tensor in names.values()})
+    files = browse.files_of(checkpoint)
     return Panel(
-        lambda kind, layer, file, dtype, text: browse.tensor_table(
-            checkpoint, kind, layer, file, dtype, text
+        lambda **filters: browse.tensor_table(checkpoint, **filters, most=most),
+        kind=_one_of("kind", [(kind, kind) for kind in browse.KINDS if kind in found]),
+        layer=_one_of(
+            "layer", [("outside the layers", browse.NO_LAYER), *((str(n), n) for n in layers)]
         ),
-        kind=Choice("kind", _all([k for k in browse.KINDS if k in kinds], ""), ""),
-        layer=Choice("layer", _all(layers, None), None),
-        file=Choice("file", _all(files, ""), ""),
-        dtype=Choice("dtype", _all(dtypes, ""), ""),
-        text=Text("name contains", placeholder="q_proj"),
+        shard=_one_of("file", [(printable(file), file) for file in files]),
+        dtype=_one_of("dtype", [(dtype, dtype) for dtype in dtypes]),
+        text=Text("name has", placeholder="words, such as: mlp weight"),
     )
 
 
-def _all(values: Sequence[object], nothing: object) -> list[tuple[str, object]]:
-    """Pairs of text and value for a control whose first choice is no condition."""
-    return [("all", nothing), *((str(value), value) for value in values)]
+def _one_of(label: str, options: list[tuple[str, object]]) -> Choice:
+    return Choice(label, ((browse.ALL, browse.ALL), *options), browse.ALL)
