@@ -197,3 +197,14 @@ def test_a_verdict_reads_well_in_a_terminal_and_in_a_notebook(source: Path, targ
     verification = verify_checkpoint(source, target)
     assert "done wrong" in str(verification)
     assert "<caption>every check passed</caption>" in verification._repr_html_()
+
+
+def test_a_target_file_that_was_cut_fails_the_structure(
+    source: Path, convert: Callable[..., Conversion]
+) -> None:
+    target = convert(convert(source, "dcp").target, "back").target
+    file = next(target.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+    (check,) = verify_checkpoint(source, target).checks
+    assert not check.ok
+    assert "100 bytes are missing" in check.detail
