@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llamaconv import keys
+from llamaconv.config import to_config
 from llamaconv.params import LlamaParams
 
 GQA = LlamaParams(
@@ -80,6 +81,11 @@ def write(
     entries = {name: value for name, value in entries.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(entries))
     return folder
+
+
+def write_model(folder: Path, params: LlamaParams, **changes: Any) -> Path:
+    """`write` for a whole model: its tensors, and a config.json that says the same."""
+    return write(folder, tensors(params), to_config(params, None), **changes)
 
 
 def write_shards(folder: Path, weights: Mapping[str, Tensor], shards: int) -> None:

@@ -1,14 +1,13 @@
 """What is shown of a checkpoint before anything is converted; whole, damaged, and very large."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 
 import checkpoints
+import headless
 import pytest
 import torch
 from test_imports import imported_by
@@ -21,7 +20,7 @@ from llamaconv.pieces import Checkpoint
 from llamaconv.tables import Table
 from llamaconv.titan import STOCK_SCALING
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "1-browse-index.ipynb"
+NOTEBOOK = headless.NOTEBOOKS / "1-browse-index.ipynb"
 SECOND = "model-00002-of-00003.safetensors"
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -370,10 +369,6 @@ def test_values_without_pictures_import_nothing_heavy() -> None:
 
 
 def test_the_notebook_runs_to_its_end_on_a_damaged_folder(source: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(tmp_path / "run.ipynb")]
-    options = ["-p", "source", str(damage(source)), "--execution-timeout", "120"]
-    done = subprocess.run(
-        [*command, *options, "--no-progress-bar"], capture_output=True, text=True, cwd=tmp_path
-    )
+    done = headless.run(NOTEBOOK.name, tmp_path, f"source={damage(source)}")
     assert done.returncode == 0, done.stderr
     assert "this is an HTML page" in (tmp_path / "run.ipynb").read_text()

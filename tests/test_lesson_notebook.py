@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
+import headless
 import nbformat
 import papermill
 import pytest
@@ -20,27 +18,13 @@ from llamaconv.convert import Conversion
 from llamaconv.panels import Panel
 from llamaconv.panels import lesson as panels
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "3-rope-layouts.ipynb"
-
-
-def run(tmp_path: Path, *parameters: str) -> subprocess.CompletedProcess[str]:
-    """papermill as a script would call it, from a folder that is not the notebooks'."""
-    command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(tmp_path / "run.ipynb")]
-    given = [word for one in parameters for word in ("-p", *one.split("=", 1))]
-    environment = {name: value for name, value in os.environ.items() if name != "JPY_SESSION_NAME"}
-    return subprocess.run(
-        [*command, *given, "--execution-timeout", "300", "--no-progress-bar"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-    )
+NOTEBOOK = headless.NOTEBOOKS / "3-rope-layouts.ipynb"
 
 
 def test_it_runs_on_another_checkpoint_with_heads_and_vocabulary_of_its_own(
     tmp_path: Path, source: Path
 ) -> None:
-    done = run(tmp_path, f"source={source}")
+    done = headless.run(NOTEBOOK.name, tmp_path, f"source={source}", seconds=300)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "run.ipynb").read_text()
     assert "12 layers of width 64, 8 heads of 8, 2 kv heads" in text
@@ -52,14 +36,11 @@ def test_it_runs_with_controls_on_as_many_kv_heads_as_heads_and_on_interleaved_r
     tmp_path: Path, convert: Callable[..., Conversion]
 ) -> None:
     params = replace(checkpoints.GQA, n_layers=2, n_kv_heads=8)
-    folder = checkpoints.write(
-        tmp_path / "mha",
-        checkpoints.tensors(params),
-        num_hidden_layers=2,
-        num_key_value_heads=8,
-    )
+    folder = checkpoints.write_model(tmp_path / "mha", params)
     convert(folder, "meta", verified=False, to="meta")
-    done = run(tmp_path, f"source={tmp_path / 'meta'}", "interactive=yes")
+    done = headless.run(
+        NOTEBOOK.name, tmp_path, f"source={tmp_path / 'meta'}", "interactive=yes", seconds=300
+    )
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "run.ipynb").read_text()
     assert "2 layers of width 64, 8 heads of 8, 8 kv heads" in text
@@ -77,7 +58,7 @@ def test_it_runs_with_controls_on_as_many_kv_heads_as_heads_and_on_interleaved_r
 def test_a_wrong_parameter_or_source_fails_with_the_reason_as_the_last_line(
     tmp_path: Path, parameter: str, reason: str
 ) -> None:
-    done = run(tmp_path, parameter)
+    done = headless.run(NOTEBOOK.name, tmp_path, parameter, seconds=300)
     assert done.returncode != 0
     assert reason in [line for line in done.stderr.splitlines() if line.strip()][-1]
 
@@ -139,13 +120,6 @@ def test_the_same_choice_gives_the_same_bytes() -> None:
 
 def test_a_panel_fits_a_small_checkpoint_of_few_layers_and_heads(tmp_path: Path) -> None:
     params = replace(checkpoints.GQA, n_layers=1, n_heads=1, n_kv_heads=1)
-    folder = checkpoints.write(
-        tmp_path / "one",
-        checkpoints.tensors(params),
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=8,
-    )
+    folder = checkpoints.write_model(tmp_path / "one", params)
     specimen = lesson.open_specimen(folder)
     assert "layer 0, head 0" in panels.attention_maps(specimen).static()._repr_html_()

@@ -2,14 +2,12 @@
 
 import ast
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import checkpoints
+import headless
 import nbformat
 import papermill
 import pytest
@@ -18,7 +16,7 @@ import torch
 from llamaconv import RefusedError, Target, sample_path
 from llamaconv.notebook import ConvertChoices as Choices
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = headless.NOTEBOOKS
 CONVERT = NOTEBOOKS / "4-convert.ipynb"
 
 PROSE_AND_CODE = [
@@ -26,25 +24,12 @@ PROSE_AND_CODE = [
 ]
 
 
-def run(tmp_path: Path, *parameters: str) -> subprocess.CompletedProcess[str]:
-    """papermill as a script would call it, from a folder that is not the notebooks'."""
-    command = [sys.executable, "-m", "papermill", str(CONVERT), str(tmp_path / "run.ipynb")]
-    given = [word for one in parameters for word in ("-p", *one.split("=", 1))]
-    environment = {name: value for name, value in os.environ.items() if name != "JPY_SESSION_NAME"}
-    return subprocess.run(
-        [*command, *given, "--execution-timeout", "120", "--no-progress-bar"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-    )
-
-
 def test_papermill_converts_another_folder_with_other_options(
     tmp_path: Path, load_dcp: Callable[[Path], dict[str, torch.Tensor]]
 ) -> None:
     source = checkpoints.write(tmp_path / "hf")
-    done = run(
+    done = headless.run(
+        CONVERT.name,
         tmp_path,
         f"source={source}",
         "target=out",
@@ -66,7 +51,7 @@ def test_papermill_converts_another_folder_with_other_options(
 
 def test_the_default_target_lies_beside_the_caller_and_may_be_replaced(tmp_path: Path) -> None:
     for _ in range(2):
-        assert run(tmp_path).returncode == 0
+        assert headless.run(CONVERT.name, tmp_path).returncode == 0
     assert (tmp_path / "converted" / f"{sample_path().name}-titan-0.3" / ".metadata").is_file()
 
 
@@ -81,7 +66,7 @@ def test_the_default_target_lies_beside_the_caller_and_may_be_replaced(tmp_path:
 def test_a_wrong_parameter_or_source_fails_with_the_reason_as_the_last_line(
     tmp_path: Path, parameter: str, reason: str
 ) -> None:
-    done = run(tmp_path, parameter)
+    done = headless.run(CONVERT.name, tmp_path, parameter)
     assert done.returncode != 0
     assert reason in [line for line in done.stderr.splitlines() if line.strip()][-1]
     assert not (tmp_path / "converted").exists()
@@ -135,7 +120,7 @@ def test_the_headless_commands_say_what_was_chosen() -> None:
 
 def test_a_source_with_problems_stops_before_anything_is_written(tmp_path: Path) -> None:
     source = checkpoints.write(tmp_path / "hf", num_key_value_heads=4, hidden_act="gelu")
-    done = run(tmp_path, f"source={source}", "target=out")
+    done = headless.run(CONVERT.name, tmp_path, f"source={source}", "target=out")
     assert done.returncode != 0
     for words in ("hidden_act is 'gelu'", "shape [16, 64], [32, 64] expected"):
         assert words in done.stderr

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
+import headless
 import papermill
 import pytest
 import torch
@@ -22,7 +23,7 @@ from llamaconv.plan import Plan
 from llamaconv.sample_rows import COLUMNS, sample_rows
 from llamaconv.titan import FLAVOURS
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "2-preview-keys.ipynb"
+NOTEBOOK = headless.NOTEBOOKS / "2-preview-keys.ipynb"
 Q = "layers.3.attention.qkv_linear.wq.weight"
 K = "layers.3.attention.qkv_linear.wk.weight"
 
@@ -119,17 +120,7 @@ def test_the_nearest_flavour_is_the_one_that_fits(source: Path) -> None:
 def test_a_model_of_a_flavours_shapes_differs_in_dtype_only(tmp_path: Path) -> None:
     debug = next(flavour for flavour in FLAVOURS if flavour.name == "debugmodel")
     params = preview.flavour_params(debug)
-    source = checkpoints.write(
-        tmp_path / "debug",
-        checkpoints.tensors(params),
-        hidden_size=256,
-        intermediate_size=768,
-        num_attention_heads=16,
-        num_hidden_layers=6,
-        num_key_value_heads=16,
-        rope_theta=500000.0,
-        vocab_size=2048,
-    )
+    source = checkpoints.write_model(tmp_path / "debug", params, rope_scaling=None)
     shown = preview.against_flavour(plan_of(source), "debugmodel")
     assert [row[0] for row in shown.rows] == ["dtype", "in no tensor"]
     assert shown.rows[1][1:4] == ("RoPE scaling", "none", "factor 8")
@@ -341,22 +332,10 @@ assert "torch" in sys.modules, "the test can fail"
     assert done.returncode == 0, done.stderr
 
 
-def run(tmp_path: Path, *parameters: str) -> subprocess.CompletedProcess[str]:
-    """papermill as a script would call it, from a folder that is not the notebooks'."""
-    command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(tmp_path / "run.ipynb")]
-    given = [word for one in parameters for word in ("-p", *one.split("=", 1))]
-    environment = {name: value for name, value in os.environ.items() if name != "JPY_SESSION_NAME"}
-    return subprocess.run(
-        [*command, *given, "--execution-timeout", "120", "--no-progress-bar"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-    )
-
-
 def test_the_notebook_runs_with_other_options_and_with_controls(tmp_path: Path) -> None:
-    done = run(tmp_path, "dtype=float32", "generation=titan-0.2", "interactive=yes")
+    done = headless.run(
+        NOTEBOOK.name, tmp_path, "dtype=float32", "generation=titan-0.2", "interactive=yes"
+    )
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "run.ipynb").read_text()
     assert "-p generation titan-0.2 -p dtype float32" in text
@@ -365,7 +344,7 @@ def test_the_notebook_runs_with_other_options_and_with_controls(tmp_path: Path) 
 
 def test_a_source_with_problems_is_shown_to_the_end_and_fails_there(tmp_path: Path) -> None:
     source = checkpoints.write(tmp_path / "hf", num_key_value_heads=4, hidden_act="gelu")
-    done = run(tmp_path, f"source={source}")
+    done = headless.run(NOTEBOOK.name, tmp_path, f"source={source}")
     assert done.returncode != 0
     assert "hidden_act is 'gelu'" in done.stderr
     assert "shape [16, 64], [32, 64] expected" in done.stderr

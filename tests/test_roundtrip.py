@@ -1,11 +1,10 @@
 """The way back, damage on purpose, and the notebook that shows both."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import checkpoints
+import headless
 import pytest
 
 from llamaconv import FailedError, damage, verify_checkpoint
@@ -14,7 +13,7 @@ from llamaconv.panels.verify import tensors
 from llamaconv.roundtrip import way_back
 
 Convert = Callable[..., Conversion]
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "5-verify.ipynb"
+NOTEBOOK = headless.NOTEBOOKS / "5-verify.ipynb"
 
 
 @pytest.mark.parametrize("to", ["dcp", "meta"])
@@ -79,20 +78,13 @@ def test_the_panel_shows_only_what_differs(source: Path, convert: Convert) -> No
     assert "0 of 111 tensors" in made.output.value
 
 
-def run(tmp_path: Path, source: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(tmp_path / "run.ipynb")]
-    command += ["-p", "source", str(source), "-p", "target", "out"]
-    command += ["--execution-timeout", "120", "--no-progress-bar"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-
-
 def test_the_notebook_writes_what_is_not_there_and_fails_on_what_is_damaged(
     tmp_path: Path,
 ) -> None:
     source = checkpoints.write(tmp_path / "hf")
-    assert run(tmp_path, source).returncode == 0
+    assert headless.run(NOTEBOOK.name, tmp_path, f"source={source}", "target=out").returncode == 0
     where = damage.flip_one_bit(tmp_path / "out")
-    done = run(tmp_path, source)
+    done = headless.run(NOTEBOOK.name, tmp_path, f"source={source}", "target=out")
     assert done.returncode != 0
     last = [line for line in done.stderr.splitlines() if line.strip()][-1]
     assert last.startswith("error: check ")

@@ -35,13 +35,7 @@ def fused(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source folder, and beside it the same weights as four ranks saved them."""
     home = tmp_path_factory.mktemp("ranks")
-    source = checkpoints.write(
-        home / "source",
-        checkpoints.tensors(UNEVEN),
-        vocab_size=81,
-        intermediate_size=90,
-        num_hidden_layers=11,
-    )
+    source = checkpoints.write_model(home / "source", UNEVEN)
     plan = make_plan(open_checkpoint(source))
     target = convert_checkpoint(plan, home / "whole", verified=False).target
     from conftest import load_dcp
@@ -104,14 +98,7 @@ def test_fused_qkv_and_names_of_transformers_come_back_too(
 
 
 def test_fused_qkv_of_other_heads_is_refused_by_shape(saved: Path, tmp_path: Path) -> None:
-    other = checkpoints.write(
-        tmp_path / "other",
-        checkpoints.tensors(UNEVEN),
-        vocab_size=81,
-        intermediate_size=90,
-        num_hidden_layers=11,
-        num_key_value_heads=4,
-    )
+    other = checkpoints.write_model(tmp_path / "other", UNEVEN, num_key_value_heads=4)
     plan = make_plan(open_checkpoint(saved / "fused-fsdp"), Target(assets=str(other)))
     assert "wqkv.weight: shape [96, 64], [128, 64] expected of 8 heads and 4 kv heads" in str(
         plan.errors[0]
