@@ -15,7 +15,7 @@ from typing import Any
 
 from llamaconv.keys import Layout
 from llamaconv.params import LlamaParams
-from llamaconv.titan import FLAVOURS, Release, releases_of, stock_flavour, why_not
+from llamaconv.titan import Release, flavour_of_shapes, releases_of, stock_flavour, why_not
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _advise_for(
 
 def _notes(params: LlamaParams, release: Release, dump_folder: Path | None) -> list[str]:
     notes = []
-    near = next((f for f in FLAVOURS if f.fits(params)), None)
+    near = flavour_of_shapes(params)
     if near and params.rope_scaling != release.scaling:
         factor = params.rope_scaling.factor if params.rope_scaling else "none"
         stock = release.scaling.factor if release.scaling else "none"

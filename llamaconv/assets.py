@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from llamaconv import keys
 from llamaconv.config import from_config
 from llamaconv.files import try_json
 from llamaconv.fused import take_apart
 from llamaconv.params import LlamaParams
-from llamaconv.pieces import Checkpoint
+from llamaconv.pieces import Checkpoint, shapes_by_role
 from llamaconv.plan import Target
 from llamaconv.problems import Problem, warning
 
@@ -81,9 +80,6 @@ def _params_of(source: Checkpoint, folder: Path) -> tuple[LlamaParams | None, li
     config = try_json(folder / CONFIG, problems)
     if config is None:
         return None, problems
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, tensor in source.tensors.items():
-        if known := keys.identify(name, source.naming):
-            shapes.setdefault(known[0].name, tensor.shape)
+    shapes = shapes_by_role(source.tensors, source.naming)
     params, found = from_config(config, shapes, str(folder / CONFIG))
     return params, problems + found

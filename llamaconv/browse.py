@@ -36,7 +36,11 @@ __all__ = [
 ]
 
 ALL = "all"
+"""The choice of a filter that leaves everything in."""
+
 NO_LAYER = "none"
+"""The choice of the tensors that belong to no layer: embedding, last norm, head."""
+
 OTHER = "other"
 # In the order in which pictures and tables show them.
 _ROLES_OF_KIND = {

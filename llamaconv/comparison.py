@@ -80,8 +80,8 @@ class Comparison:
                 if len(move.shape) == 2:
                     products.append((self._x_PC @ source.float().T, self._x_PC @ actual.float().T))
             self.n_elements += actual.numel()
-            self.n_different += _count_different(expected, actual)
-            self.n_if_wrong += _count_different(wrong, actual)
+            self.n_different += count_different(expected, actual)
+            self.n_if_wrong += count_different(wrong, actual)
             yield last - first
         after = self.n_elements, self.n_different, self.n_if_wrong
         counts = (now - then for now, then in zip(after, before, strict=True))
@@ -153,7 +153,7 @@ def _order(n_rows: int, head_dim: int, layout: str | None) -> Tensor:
     return torch.tensor([start + row for start in range(0, n_rows, head_dim) for row in head])
 
 
-def _count_different(one: Tensor, other: Tensor) -> int:
+def count_different(one: Tensor, other: Tensor) -> int:
     """Elements whose bits differ; a NaN equals itself, 0.0 and -0.0 differ."""
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
     return int(torch.count_nonzero(one.contiguous().view(whole) != other.contiguous().view(whole)))

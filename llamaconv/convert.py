@@ -17,7 +17,6 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from llamaconv.plan import Move, Plan
 from llamaconv.problems import FailedError, Problem, RefusedError
 from llamaconv.staging import check_target, staged
 from llamaconv.tables import Table, size
+from llamaconv.threads import one_thread
 from llamaconv.version import __version__
 
 Progress = Callable[[str, int, int], None]
@@ -191,7 +191,8 @@ class _Engine:
     def write(self, folder: Path, workers: int) -> dict[str, list[str]]:
         """Writes the target's tensors to ``folder``; digests by tensor."""
         tensors = [TensorInfo(move.writes, move.dtype, move.shape) for move in self.plan.written]
-        with self.reader, _one_thread_each():
+        # Writers work side by side, so torch's own threads would only take turns with them.
+        with self.reader, one_thread():
             digests = self._write_format(folder, tensors, workers)
         if self.overflows:
             raise FailedError(
@@ -271,17 +272,6 @@ class _Engine:
             done = self.bytes_written
         if self.progress:
             self.progress("write", done, self.total)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Writers work side by side, so torch's own threads would only take turns with them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _machine_failures:

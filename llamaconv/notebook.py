@@ -43,16 +43,13 @@ class Choices:
         names = [field.name for field in fields(cls)]
         problems = [_unknown(name, names) for name in _injected(namespace) if name not in names]
         choices = cls(**{name: namespace[name] for name in names})
-        problems += choices._wrong_values()
+        problems += choices.problems()
         if problems:
             raise RefusedError(problems)
         return choices
 
     def problems(self) -> list[Problem]:
         """Every value that is not offered."""
-        return self._wrong_values()
-
-    def _wrong_values(self) -> list[Problem]:
         kinds = {"shards": int, "overwrite": bool}
         problems = [
             Problem(f"parameter {name} is {value!r}; {kind.__name__} was expected")
@@ -141,8 +138,8 @@ class PlanChoices(Choices):
     assets: str
     tie: str
 
-    def _wrong_values(self) -> list[Problem]:
-        problems = super()._wrong_values()
+    def problems(self) -> list[Problem]:
+        problems = super().problems()
         try:
             parse_size(str(self.max_shard_size))
         except ValueError as error:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from llamaconv.pieces import Checkpoint, Piece, PieceReader, TensorInfo
+from llamaconv.torch_rows import read_rows
 
 # Tensors up to this size are loaded by `dcp.load` whole, a batch at a time.
 WHOLE_BYTES = 16 << 20
@@ -72,32 +73,32 @@ class DcpOracle(Oracle):
         tensors = [self.checkpoint.tensors[name] for name in dict.fromkeys(names)]
         small = [t for t in tensors if t.nbytes <= WHOLE_BYTES and not t.stored]
         self._loaded = load_dcp(self.checkpoint.path, small)
+        parts: dict[str, list[TensorInfo]] = {}
         for tensor in tensors:
             if tensor.stored and 3 * tensor.nbytes <= WHOLE_BYTES:
-                self._take_apart(tensor)
+                parts.setdefault(tensor.stored, []).append(tensor)
+        for stored, wanted in parts.items():
+            self._take_apart(stored, wanted)
 
-    def _take_apart(self, tensor: TensorInfo) -> None:
-        """wq, wk or wv of a fused matrix, as TorchTitan's own hook splits it when it saves."""
+    def _take_apart(self, stored: str, wanted: list[TensorInfo]) -> None:
+        """wq, wk, wv of a fused matrix, as TorchTitan's own hook splits it when it saves."""
         params = self.checkpoint.params
         assert params is not None
-        n_rows = params.q_rows + 2 * params.kv_rows
-        whole = replace(tensor, name=tensor.stored, shape=(n_rows, *tensor.shape[1:]))
-        fused = load_dcp(self.checkpoint.path, [whole])[tensor.stored]
-        groups = fused.reshape(params.n_kv_heads, -1, params.head_dim, *tensor.shape[1:])
-        role = tensor.name.split(".")[-2]
-        part = {"wq": groups[:, :-2], "wk": groups[:, -2], "wv": groups[:, -1]}[role]
-        self._loaded[tensor.name] = part.reshape(tensor.shape)
+        columns = wanted[0].shape[1:]
+        shape = (params.q_rows + 2 * params.kv_rows, *columns)
+        whole = replace(wanted[0], name=stored, shape=shape)
+        fused = load_dcp(self.checkpoint.path, [whole])[stored]
+        groups = fused.reshape(params.n_kv_heads, -1, params.head_dim, *columns)
+        parts = {"wq": groups[:, :-2], "wk": groups[:, -2], "wv": groups[:, -1]}
+        for tensor in wanted:
+            part = parts[tensor.name.split(".")[-2]]
+            self._loaded[tensor.name] = part.reshape(tensor.shape)
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
         if name in self._loaded:
             return self._loaded[name][first:last]
-        tensor = self.checkpoint.tensors[name]
-        buffer = bytearray((last - first) * tensor.row_bytes)
         with PieceReader() as reader:
-            reader.read_rows(tensor, first, last, memoryview(buffer))
-        return torch.frombuffer(buffer, dtype=getattr(torch, tensor.dtype)).view(
-            -1, *tensor.shape[1:]
-        )
+            return read_rows(reader, self.checkpoint.tensors[name], first, last)
 
 
 class TorchFileOracle(Oracle):

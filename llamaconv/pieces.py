@@ -7,7 +7,7 @@ is known here, and neither is torch: dtypes are torch's names as text.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from llamaconv.keys import Layout
+from llamaconv import keys
 from llamaconv.params import LlamaParams
 from llamaconv.problems import FailedError, Problem
 from llamaconv.tables import Table, size
@@ -124,6 +124,17 @@ class TensorInfo:
         return TensorInfo(name, self.dtype, (length, *self.shape[1:]), tuple(pieces))
 
 
+def shapes_by_role(
+    tensors: Mapping[str, TensorInfo], naming: str | None
+) -> dict[str, tuple[int, ...]]:
+    """The shape of the first tensor of each role; names that ``naming`` knows not are left out."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, tensor in tensors.items():
+        if known := keys.identify(name, naming):
+            shapes.setdefault(known[0].name, tensor.shape)
+    return shapes
+
+
 @dataclass(frozen=True)
 class Ignored:
     """A file or tensor that is left out on purpose, and why."""
@@ -147,7 +158,7 @@ class Checkpoint:
     format: Literal["huggingface", "meta", "dcp"]
     tensors: dict[str, TensorInfo]
     naming: str | None
-    rope: Layout | None
+    rope: keys.Layout | None
     params: LlamaParams | None
     problems: tuple[Problem, ...] = ()
     ignored: tuple[Ignored, ...] = ()

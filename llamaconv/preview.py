@@ -13,17 +13,13 @@ from dataclasses import asdict, replace
 from math import log
 from pathlib import Path
 
-from llamaconv import keys, titan
+from llamaconv import browse, keys, titan
 from llamaconv.params import LlamaParams
 from llamaconv.plan import Move, Plan
 from llamaconv.problems import RefusedError
 from llamaconv.tables import Table, size
 
-ALL = "all"
-"""The choice of a filter that leaves everything in."""
-
-NO_LAYER = "none"
-"""The choice of the tensors that belong to no layer: embedding, last norm, head."""
+ALL, NO_LAYER = browse.ALL, browse.NO_LAYER
 
 
 def moves(
@@ -51,8 +47,8 @@ def moves(
 
 def layer_of(plan: Plan, move: Move) -> int | str:
     """The number of the move's layer, or `NO_LAYER`."""
-    known = keys.identify(move.source, plan.source.naming)
-    return NO_LAYER if known is None or known[1] is None else known[1]
+    layer = browse.layer_of(move.source, plan.source.naming)
+    return NO_LAYER if layer is None else layer
 
 
 def operations(plan: Plan) -> list[str]:
@@ -183,10 +179,11 @@ def nearest_flavour(plan: Plan) -> str:
     params = plan.params
     if params is None:
         return "8B"
-    fitting = [flavour.name for flavour in titan.FLAVOURS if flavour.fits(params)]
+    if fitting := titan.flavour_of_shapes(params):
+        return fitting.name
     own = log(_elements(params))
     by_size = min(titan.FLAVOURS, key=lambda f: abs(log(_elements(flavour_params(f))) - own))
-    return fitting[0] if fitting else by_size.name
+    return by_size.name
 
 
 def _elements(params: LlamaParams) -> int:

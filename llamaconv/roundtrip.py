@@ -10,8 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from llamaconv.comparison import WINDOW_BYTES, count_different
 from llamaconv.convert import convert_checkpoint
 from llamaconv.formats.detect import open_checkpoint
 from llamaconv.oracles import Oracle, oracle
@@ -20,8 +19,6 @@ from llamaconv.plan import Target
 from llamaconv.planner import make_plan
 from llamaconv.problems import some
 from llamaconv.tables import Table
-
-_WINDOW_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,15 +99,10 @@ def _compare(first: Checkpoint, back: Checkpoint) -> WayBack:
 def _same(tensor: TensorInfo, here: Oracle, there: Oracle) -> bool:
     for side in (here, there):
         side.prefetch([tensor.name])
-    step = max(1, _WINDOW_BYTES // max(1, tensor.row_bytes))
+    step = max(1, WINDOW_BYTES // max(1, tensor.row_bytes))
     for first in range(0, tensor.n_rows, step):
         last = min(first + step, tensor.n_rows)
         one, other = (side.rows(tensor.name, first, last) for side in (here, there))
-        # Bytes, since a NaN is not equal to itself and -0.0 is equal to 0.0.
-        if not torch.equal(_bytes(one), _bytes(other)):
+        if count_different(one, other):
             return False
     return True
-
-
-def _bytes(rows: torch.Tensor) -> torch.Tensor:
-    return rows.contiguous().view(torch.uint8)

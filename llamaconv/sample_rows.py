@@ -16,6 +16,7 @@ from llamaconv.pieces import WEIGHT_DTYPES, PieceReader, TensorInfo
 from llamaconv.plan import Move, Plan
 from llamaconv.problems import RefusedError
 from llamaconv.tables import Table
+from llamaconv.torch_rows import read_rows
 
 COLUMNS = 16
 """How many numbers of a row are shown."""
@@ -73,9 +74,8 @@ def sample_rows(plan: Plan, key: str, head: int = 0) -> SampleRows:
         raise RefusedError(f"{key}: the plan writes no such tensor")
     source = plan.source.tensors[move.source]
     first, last = _span(plan, move, source, head)
-    read = memoryview(bytearray((last - first) * source.row_bytes))
     with PieceReader() as reader:
-        reader.read_rows(source, first, last, read)
+        read = read_rows(reader, source, first, last)
     made = bytearray(b"".join(target_rows(plan, key, first, last)))
     count = last - first
     order = torch.arange(count)
@@ -86,8 +86,8 @@ def sample_rows(plan: Plan, key: str, head: int = 0) -> SampleRows:
         dtype=source.dtype,
         first=first,
         heads=move.heads,
-        source=_values(read, source.dtype, count),
-        target=_values(made, move.dtype, count),
+        source=_shown(read),
+        target=_shown(torch.frombuffer(made, dtype=getattr(torch, move.dtype)).view(count, -1)),
         order=tuple(order.tolist()),
     )
 
@@ -109,6 +109,5 @@ def _span(plan: Plan, move: Move, source: TensorInfo, head: int) -> tuple[int, i
     return head * size, (head + 1) * size
 
 
-def _values(data: bytearray | memoryview, dtype: str, rows: int) -> torch.Tensor:
-    found = torch.frombuffer(data, dtype=getattr(torch, dtype)).view(rows, -1)
-    return found[:, :COLUMNS].double()
+def _shown(rows: torch.Tensor) -> torch.Tensor:
+    return rows.reshape(len(rows), -1)[:, :COLUMNS].double()

@@ -132,11 +132,16 @@ def releases_of(generation: str) -> tuple[Release, ...]:
     return tuple(release for release in RELEASES if release.generation == generation)
 
 
+def flavour_of_shapes(params: LlamaParams) -> Flavour | None:
+    """The flavour with these shapes, base and eps, whatever its RoPE scaling."""
+    return next((flavour for flavour in FLAVOURS if flavour.fits(params)), None)
+
+
 def stock_flavour(params: LlamaParams, release: Release) -> Flavour | None:
     """The flavour with exactly these parameters, RoPE scaling included."""
-    if params.rope_scaling != release.scaling:
-        return None
-    return next((f for f in FLAVOURS if f.name in release.flavours and f.fits(params)), None)
+    near = flavour_of_shapes(params)
+    chosen = near is not None and near.name in release.flavours
+    return near if chosen and params.rope_scaling == release.scaling else None
 
 
 def fits(params: LlamaParams, layout: Layout) -> Table:
@@ -160,7 +165,7 @@ def fits(params: LlamaParams, layout: Layout) -> Table:
 
 
 def _difference(params: LlamaParams, release: Release, layout: Layout) -> str:
-    near = next((f for f in FLAVOURS if f.fits(params)), None)
+    near = flavour_of_shapes(params)
     if near is None:
         return "no flavour has these shapes, RoPE base and eps"
     if layout != "interleaved":

@@ -1,5 +1,6 @@
 """Opening Hugging Face folders: index against headers, files that are not what they say."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -243,3 +244,15 @@ def test_folders_that_hold_something_else_are_named(tmp_path: Path, name: str, w
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="is not there"):
         open_checkpoint(tmp_path / "nowhere")
+
+
+def test_parts_of_one_tensor_that_differ_in_kind_are_said(tmp_path: Path) -> None:
+    source = checkpoints.write(tmp_path / "hf")
+    (source / INDEX).unlink()
+    for number, weight in enumerate((torch.ones(2, 2), torch.ones(2)), 1):
+        noted = {"odd": {"saved_offsets": [0] * weight.ndim}}
+        metadata = {"DCP_SHARDING_INFO": json.dumps(noted)}
+        save_file({"odd": weight}, source / f"part{number}.safetensors", metadata=metadata)
+    assert any(
+        "odd is cut over 2 files, and they differ" in problem for problem in problems_of(source)
+    )

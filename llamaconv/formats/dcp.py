@@ -65,17 +65,14 @@ def open_folder(folder: Path) -> Checkpoint:
     naming = _naming(names)
     if naming is None:
         problems.append(Problem(f"{folder}: {what_names_are(names)}"))
+    # Without a receipt the rows are taken to be what the owner of the names trains.
+    usual: keys.Layout = "half_split" if naming == "huggingface" else "interleaved"
     return Checkpoint(
         path=folder,
         format="dcp",
         tensors=tensors,
         naming=naming,
-        # Without a receipt the rows are taken to be what the owner of the names trains.
-        rope=written.target["rope"]
-        if written
-        else "half_split"
-        if naming == "huggingface"
-        else "interleaved",
+        rope=written.target["rope"] if written else usual,
         params=written.params if written else None,
         problems=tuple(problems),
         ignored=tuple(ignored),

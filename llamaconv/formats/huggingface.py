@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llamaconv import keys, receipt
+from llamaconv import receipt
 from llamaconv.config import from_config
 from llamaconv.files import try_json
 from llamaconv.formats.safetensors_header import read_header
 from llamaconv.params import LlamaParams
-from llamaconv.pieces import Checkpoint, Ignored, TensorInfo
+from llamaconv.pieces import Checkpoint, Ignored, TensorInfo, shapes_by_role
 from llamaconv.problems import Problem, printable, some, warning
 
 INDEX = "model.safetensors.index.json"
@@ -247,6 +247,9 @@ class _Opener:
     def _join(self, parts: dict[str, list[TensorInfo]]) -> None:
         """Tensors cut over files, as torch's HuggingFaceStorageWriter saves those of many ranks."""
         for name, cut in parts.items():
+            if len({(part.dtype, len(part.shape)) for part in cut}) != 1:
+                self._not_one(name, cut, "they differ")
+                continue
             pieces = {piece.start: piece for part in cut for piece in part.pieces}
             tensor = TensorInfo(
                 name,
@@ -255,14 +258,16 @@ class _Opener:
                 tuple(map(max, zip(*(part.shape for part in cut), strict=True))),
                 tuple(pieces[start] for start in sorted(pieces)),
             )
-            wrong = tensor.not_covered()
-            if wrong or len({(part.dtype, len(part.shape)) for part in cut}) != 1:
-                self.error(
-                    f"{self.folder}: {name} is cut over {len(cut)} files, and {wrong or 'they differ'}"
-                    "; a rank's file is missing, or is of another save",
-                    (name,),
-                )
+            if wrong := tensor.not_covered():
+                self._not_one(name, cut, wrong)
             self.tensors[name] = tensor
+
+    def _not_one(self, name: str, cut: list[TensorInfo], wrong: str) -> None:
+        self.error(
+            f"{self.folder}: {name} is cut over {len(cut)} files, and {wrong}; a rank's file is "
+            "missing, or is of another save",
+            (name,),
+        )
 
     def _twice(self, names: list[str], first: str, second: str) -> None:
         self.error(
@@ -296,10 +301,7 @@ class _Opener:
         config = try_json(path, self.problems)
         if config is None:
             return None
-        shapes: dict[str, tuple[int, ...]] = {}
-        for name, tensor in self.tensors.items():
-            if known := keys.identify(name, "huggingface"):
-                shapes.setdefault(known[0].name, tensor.shape)
+        shapes = shapes_by_role(self.tensors, "huggingface")
         params, problems = from_config(config, shapes, str(path))
         self.problems += problems
         return params

@@ -19,8 +19,9 @@ from llamaconv.files import try_json
 from llamaconv.formats.meta_write import cut_axis
 from llamaconv.formats.torch_file import read_header
 from llamaconv.params_json import from_params_json
-from llamaconv.pieces import Checkpoint, Ignored, Piece, PieceReader, TensorInfo
+from llamaconv.pieces import Checkpoint, Ignored, Piece, PieceReader, TensorInfo, shapes_by_role
 from llamaconv.problems import Problem, some, warning
+from llamaconv.torch_rows import read_rows
 
 _FILE = re.compile(r"consolidated\.(\d+)\.pth")
 # Copies of a norm that differ by more are of different models.
@@ -43,10 +44,7 @@ def open_folder(path: Path) -> Checkpoint:
     entries = try_json(folder / "params.json", opener.problems)
     params = None
     if entries is not None:
-        shapes: dict[str, tuple[int, ...]] = {}
-        for name, tensor in opener.tensors.items():
-            if known := keys.identify(name, "meta"):
-                shapes.setdefault(known[0].name, tensor.shape)
+        shapes = shapes_by_role(opener.tensors, "meta")
         params, problems = from_params_json(entries, shapes, str(folder / "params.json"))
         opener.problems += problems
         if params and _ties(opener.tensors):
@@ -217,7 +215,5 @@ def _joined(name: str, parts: list[TensorInfo], axis: int) -> TensorInfo:
 
 
 def _whole(tensor: TensorInfo) -> torch.Tensor:
-    buffer = bytearray(tensor.nbytes)
     with PieceReader() as reader:
-        reader.read_rows(tensor, 0, tensor.n_rows, memoryview(buffer))
-    return torch.frombuffer(buffer, dtype=getattr(torch, tensor.dtype)).float()
+        return read_rows(reader, tensor, 0, tensor.n_rows).float()

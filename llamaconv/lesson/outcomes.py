@@ -6,8 +6,6 @@ the specimen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +18,7 @@ from llamaconv.lesson.specimen import Specimen, Weights
 from llamaconv.lesson.ways import ways
 from llamaconv.params import LlamaParams, RopeScaling
 from llamaconv.tables import Table
+from llamaconv.threads import one_thread
 
 # Logits of the two layouts differ only by the rounding of float32 sums, layer upon layer.
 ROUNDING_OF_LOGITS = 1e-3
@@ -191,7 +190,8 @@ def continued(
 ) -> list[int]:
     """The ``length`` tokens that follow, each the most likely one."""
     tokens_1P = tokens_P[None]
-    with torch.no_grad(), _one_thread():
+    # Products of a few kB: threads would wait for each other longer than they work.
+    with torch.no_grad(), one_thread():
         for _ in range(length):
             logits_V = model.forward(weights, specimen.params, tokens_1P, layout)[0, -1]
             tokens_1P = torch.cat([tokens_1P, logits_V.argmax().view(1, 1)], dim=1)
@@ -202,14 +202,3 @@ def _text(specimen: Specimen, tokens: list[int]) -> str:
     if not specimen.reads_bytes:
         return " ".join(map(str, tokens))
     return bytes(tokens).decode(errors="replace").replace("\n", "⏎")
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    # Products of a few kB: threads would wait for each other longer than they work.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -17,12 +17,13 @@ from llamaconv import keys, model, rope
 from llamaconv.formats.detect import open_checkpoint
 from llamaconv.lesson.ways import Way
 from llamaconv.params import LlamaParams
-from llamaconv.pieces import PieceReader, TensorInfo
+from llamaconv.pieces import PieceReader
 from llamaconv.plan import Plan
 from llamaconv.planner import make_plan
 from llamaconv.problems import RefusedError
 from llamaconv.sample import held_out_text
 from llamaconv.tables import Table, size
+from llamaconv.torch_rows import read_rows
 
 # As stored. The sample has 1.6 MB; with a hundred times that a loss would take minutes.
 MOST_BYTES = 64_000_000
@@ -162,7 +163,8 @@ def _read(plan: Plan) -> Weights:
             known = keys.identify(move.writes, plan.target.naming)
             assert known is not None
             role, layer = known
-            rows = _tensor(reader, plan.source.tensors[move.source])
+            info = plan.source.tensors[move.source]
+            rows = read_rows(reader, info, 0, info.n_rows).float()
             if role.heads:
                 n_heads = getattr(plan.params, role.heads)
                 rows = rope.relayout(rows, n_heads, plan.source.rope, "half_split")
@@ -170,10 +172,3 @@ def _read(plan: Plan) -> Weights:
     # A tied head that is not stored is the embedding.
     weights.setdefault(("output", None), weights["tok_embeddings", None])
     return weights
-
-
-def _tensor(reader: PieceReader, info: TensorInfo) -> Tensor:
-    buffer = bytearray(info.nbytes)
-    reader.read_rows(info, 0, info.n_rows, memoryview(buffer))
-    stored = torch.frombuffer(buffer, dtype=getattr(torch, info.dtype))
-    return stored.reshape(info.shape).float()

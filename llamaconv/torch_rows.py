@@ -1,0 +1,19 @@
+"""Rows of a tensor info as a torch tensor; `pieces` itself does without torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llamaconv.pieces import PieceReader, TensorInfo
+
+
+def read_rows(reader: PieceReader, info: TensorInfo, first: int, last: int) -> Tensor:
+    """Rows ``first`` to ``last``, the last one excluded, in the dtype that is stored.
+
+    Shape ``(last - first, *info.shape[1:])``. Raises `FailedError` where a file ends early.
+    """
+    buffer = bytearray((last - first) * info.row_bytes)
+    reader.read_rows(info, first, last, memoryview(buffer))
+    stored = torch.frombuffer(buffer, dtype=getattr(torch, info.dtype))
+    return stored.view(last - first, *info.shape[1:])
