@@ -8,6 +8,9 @@ from typing import Any
 from llamaconv.problems import FailedError, Problem
 from llamaconv.tables import Table
 
+# Scores of the two layouts differ only by the rounding of float32 sums.
+SCORE_TOLERANCE = 1e-4
+
 
 @dataclass(frozen=True)
 class Check:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llamaconv import keys, rope
-from llamaconv.checks import Check, TensorResult
+from llamaconv.checks import SCORE_TOLERANCE, Check, TensorResult
 from llamaconv.oracles import WHOLE_BYTES, Oracle
 from llamaconv.params import LlamaParams
 from llamaconv.plan import Move, Plan
@@ -24,8 +24,6 @@ Progress = Callable[[int, int], None]
 
 # A window of rows that is compared at once; at least one head where rows are re-ordered.
 WINDOW_BYTES = 4 << 20
-# Scores of the two layouts differ only by the rounding of float32 sums.
-SCORE_TOLERANCE = 1e-4
 # Positions of the queries and keys; differences cover short and long distances.
 _POSITIONS = (0, 1, 2, 5, 17, 64, 257, 1000)
 

@@ -57,6 +57,8 @@ def verify_checkpoint(
         wanted = Target(**{**found.receipt["target"], "assets": ""})
     elif found.format == "huggingface":
         wanted = Target(to="hf")
+    elif found.format == "meta":
+        wanted = Target(to="meta")
     elif found.generation in CHOICES["generation"]:
         wanted = Target(to="dcp", generation=found.generation)
     else:

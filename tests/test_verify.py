@@ -13,6 +13,8 @@ from torch.distributed.checkpoint import save
 from llamaconv import (
     RefusedError,
     comparison,
+    damage,
+    figures,
     oracles,
     rope,
     sample_path,
@@ -208,3 +210,28 @@ def test_a_target_file_that_was_cut_fails_the_structure(
     (check,) = verify_checkpoint(source, target).checks
     assert not check.ok
     assert "100 bytes are missing" in check.detail
+
+
+@pytest.mark.parametrize("to", ["meta", "hf", "dcp"])
+def test_a_target_without_a_receipt_is_checked_by_its_format(
+    source: Path, convert: Callable[..., Conversion], to: str
+) -> None:
+    target = convert(source, verified=False, to=to).target
+    (target / "llamaconv.json").unlink()
+    assert verify_checkpoint(source, target).ok
+    damage.exchange_two_rows(target)
+    assert not verify_checkpoint(source, target).ok
+
+
+def test_the_picture_of_the_scores_says_in_words_what_was_found(
+    source: Path, target: Path, load_dcp: Callable[[Path], dict[str, Tensor]]
+) -> None:
+    def swap(state: dict[str, Tensor]) -> None:
+        state[WQ] = state[WQ].flip(0)
+
+    good = verify_checkpoint(source, target)
+    bad = verify_checkpoint(source, resaved(target, load_dcp, swap))
+    assert "In every layer the conversion's scores agree" in figures.score_errors(good).alt
+    assert "differ from the source's in 1 of 12 layers (5)" in figures.score_errors(bad).alt
+    nothing = figures.score_errors(Verification(good.checks[:1]))
+    assert "No layer's scores were compared" in nothing.alt

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from llamaconv.checks import Verification
+from llamaconv.checks import SCORE_TOLERANCE, Verification
 from llamaconv.figures.picture import Picture, drawing, picture
+from llamaconv.problems import some
 
 
 def score_errors(verification: Verification) -> Picture:
@@ -19,15 +20,29 @@ def score_errors(verification: Verification) -> Picture:
         axes.set_ylim(1e-9, 30)
         axes.set_xticks(list(layers) if len(errors) <= 16 else list(layers)[:: len(errors) // 8])
         axes.legend(loc="center right", frameon=False)
-        worst = max(errors, default=0.0)
-        least = min(wrong, default=0.0)
         return picture(
             figure,
-            f"In every layer the conversion's scores agree with the source's to better than "
-            f"{_power_above(worst)}, while rows left in the other layout are off by {least:.1g} or more.",
+            _conclusion(errors, min(wrong, default=0.0)),
             "Attention scores with the rotation of each layout, at distances above 0. "
             "Below 0.0001 is rounding.",
         )
+
+
+def _conclusion(errors: list[float], least_wrong: float) -> str:
+    if not errors:
+        return "No layer's scores were compared, since an earlier check failed."
+    # nan is not below the tolerance.
+    off = [str(layer) for layer, error in enumerate(errors) if not error <= SCORE_TOLERANCE]
+    if off:
+        return (
+            f"The conversion's scores differ from the source's in {len(off)} of {len(errors)} layers "
+            f"({some(off)}), as those of rows left in the other layout do."
+        )
+    return (
+        f"In every layer the conversion's scores agree with the source's to better than "
+        f"{_power_above(max(errors))}, while rows left in the other layout are off by "
+        f"{least_wrong:.1g} or more."
+    )
 
 
 def _power_above(value: float) -> str:

@@ -111,6 +111,8 @@ class Panel:
         """A box of the controls over the view of their values; drawn once at once."""
         self.widgets = {name: control.widget() for name, control in self.controls.items()}
         self.output = widgets.HTML()
+        # JupyterLab then draws its tables and text as those under a cell, not as a label.
+        self.output.add_class("jp-RenderedHTMLCommon")
         for one in self.widgets.values():
             one.observe(lambda change: self.draw(), "value")
         self.draw()

@@ -19,6 +19,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     shutil.copytree(NOTEBOOKS, folder, ignore=shutil.ignore_patterns("converted", "make.py"))
     pictures = Path(os.environ.get("LLAMACONV_SCREENSHOTS") or home / "screenshots")
     pictures.mkdir(parents=True, exist_ok=True)
-    with server(folder, home) as url, chromium() as page:
-        yield Lab(page, url, pictures)
+    with server(folder, home) as address, chromium() as browser:
+        yield Lab(browser, address, pictures)
     print(f"screenshots: {pictures}")

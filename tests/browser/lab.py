@@ -6,6 +6,7 @@ limit: one kernel at a time, and a window as tall as its notebook, so that a pic
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -15,11 +16,12 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Error, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, sync_playwright
 
 CHROMIUM = [
     "--no-sandbox",
@@ -33,42 +35,52 @@ CHROMIUM = [
 # Cells out of sight are not drawn otherwise, and no test could look at them.
 SETTINGS = {"notebook-extension/tracker": '{"windowingMode": "none"}'}
 WAIT_MS = 180_000
+# What stands beside each code cell that has any code: its number, a star, or neither.
+PROMPTS = """[...document.querySelectorAll('.jp-CodeCell')]
+    .filter(cell => cell.querySelector('.cm-content')?.innerText.trim())
+    .map(cell => cell.querySelector('.jp-InputPrompt').innerText)"""
 
 
 class Lab:
-    """One notebook in a page; ``cell`` finds the code cell whose text holds some words."""
+    """One notebook in a page of its own; ``cell`` finds the code cell whose text has some words."""
 
-    def __init__(self, page: Page, url: str, pictures: Path) -> None:
-        self.page = page
-        self.url = url
+    def __init__(self, browser: Browser, address: Address, pictures: Path) -> None:
+        self.browser = browser
+        self.address = address
         self.pictures = pictures
+        self.page = browser.new_page()
 
     def open(self, notebook: str) -> None:
-        self.page.goto(f"{self.url.format(path=notebook)}", timeout=WAIT_MS)
-        self.page.wait_for_selector(".jp-CodeCell", timeout=WAIT_MS)
+        """A new page and a new kernel, ready to run; those of the notebook before are gone."""
+        self.page.close()
+        self.address.end_kernels()
+        self.page = self.browser.new_page(viewport={"width": 1300, "height": 1200})
+        self.page.set_default_timeout(WAIT_MS)
+        self.page.goto(self.address.of(notebook))
+        self.page.wait_for_selector(".jp-CodeCell")
+        # Without a kernel the menu does nothing, and one takes its time to start.
+        self.page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
 
     def run_all(self) -> None:
-        """Restart the kernel and run every cell; waits until the last one has its number."""
-        restart = self.page.locator(".jp-Dialog button:has-text('Restart')")
-        for _ in range(30):
-            self.page.click(".lm-MenuBar-itemLabel:text-is('Run')")
-            self.page.click(".lm-Menu-itemLabel:text-is('Restart Kernel and Run All Cells…')")
-            # Without a kernel the menu does nothing, and one takes its time to start.
-            with suppress(Error):
-                restart.click(timeout=5000)
-                break
+        """Run every cell; waits until the last one has its number, or one has failed."""
+        # Those of the file have their numbers already, and could not be told from new ones.
+        self.menu("Edit", "Clear Outputs of All Cells")
+        self.page.wait_for_function(f"() => {PROMPTS}.every(p => p === '[ ]:')")
+        self.menu("Run", "Run All Cells")
         self.page.wait_for_function(
-            """() => {
-                const cells = [...document.querySelectorAll('.jp-CodeCell')]
-                    .filter(cell => cell.querySelector('.cm-content')?.innerText.trim());
-                const prompts = cells.map(c => c.querySelector('.jp-InputPrompt').innerText);
-                const failed = document.querySelector(
-                    "[data-mime-type='application/vnd.jupyter.error']");
-                const first = prompts[0] === '[1]:' || prompts[0] === '[2]:';
-                return failed || (first && prompts.every(p => /^\\[\\d+\\]:$/.test(p)));
-            }""",
-            timeout=WAIT_MS,
+            f"() => {PROMPTS}.every(p => /^\\[\\d+\\]:$/.test(p)) || "
+            "document.querySelector(\"[data-mime-type='application/vnd.jupyter.error']\")"
         )
+
+    def menu(self, *labels: str) -> None:
+        """Choose an entry of the menu bar by its labels, from the bar on."""
+        dialog = self.page.locator(".jp-Dialog")
+        assert not dialog.count(), f"JupyterLab asks: {dialog.first.inner_text()}"
+        first, *inner, last = labels
+        self.page.click(f".lm-MenuBar-itemLabel:text-is('{first}')")
+        for label in inner:
+            self.page.hover(f".lm-Menu-itemLabel:text-is('{label}')")
+        self.page.click(f".lm-Menu-itemLabel:text-is('{last}')")
 
     def errors(self) -> list[str]:
         mimes = ("application/vnd.jupyter.error", "application/vnd.jupyter.stderr")
@@ -87,10 +99,12 @@ class Lab:
         height = self.page.evaluate(f"document.querySelector('{panel}').scrollHeight")
         self.page.set_viewport_size({"width": 1300, "height": min(16_000, height + 150)})
         for theme in ("Dark", "Light"):
-            self.page.click(".lm-MenuBar-itemLabel:text-is('Settings')")
-            self.page.hover(".lm-Menu-itemLabel:text-is('Theme')")
-            self.page.click(f".lm-Menu-itemLabel:text-is('JupyterLab {theme}')")
-            self.page.wait_for_timeout(1500)
+            self.menu("Settings", "Theme", f"JupyterLab {theme}")
+            self.page.wait_for_function(
+                f"() => document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'"
+            )
+            # The style sheet is there before everything is drawn with it.
+            self.page.wait_for_timeout(3000)
             self.page.screenshot(path=self.pictures / f"{name}-{theme.lower()}.png")
         self.page.set_viewport_size({"width": 1300, "height": 1200})
 
@@ -103,20 +117,44 @@ def changed(output: Locator, before: str) -> None:
         time.sleep(0.1)
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where a JupyterLab answers, and to whom."""
+
+    port: int
+    token: str
+
+    def of(self, notebook: str) -> str:
+        return f"http://127.0.0.1:{self.port}/lab/tree/{notebook}?token={self.token}&reset"
+
+    def api(self, path: str, method: str = "GET") -> bytes:
+        """What the server's interface answers. Raises ``OSError`` where it does not."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/api/{path}",
+            method=method,
+            headers={"Authorization": f"token {self.token}"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return bytes(answer.read())
+
+    def end_kernels(self) -> None:
+        for session in json.loads(self.api("sessions")):
+            self.api(f"sessions/{session['id']}", "DELETE")
+
+
 @contextmanager
-def server(folder: Path, settings: Path) -> Iterator[str]:
-    """The address of a page of a JupyterLab on ``folder``, with ``{path}`` in it."""
+def server(folder: Path, settings: Path) -> Iterator[Address]:
+    """A JupyterLab on ``folder``, with settings of its own."""
     for name, text in SETTINGS.items():
         file = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    token = secrets.token_hex(8)
+        address = Address(free.getsockname()[1], secrets.token_hex(8))
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
-    command += [f"--port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"]
-    command += [f"--IdentityProvider.token={token}"]
+    command += [f"--port={address.port}", "--ServerApp.port_retries=0"]
+    command += [f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={address.token}"]
     environment = os.environ | {
         "JUPYTER_CONFIG_DIR": str(settings / "config"),
         "JUPYTERLAB_SETTINGS_DIR": str(settings),
@@ -127,12 +165,12 @@ def server(folder: Path, settings: Path) -> Iterator[str]:
     try:
         for _ in range(240):
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=5)
+                address.api("status")
                 break
             except OSError:
                 assert process.poll() is None, (settings / "server.log").read_text()
                 time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/lab/tree/{{path}}?token={token}&reset"
+        yield address
     finally:
         process.terminate()
         process.wait(30)
@@ -140,11 +178,11 @@ def server(folder: Path, settings: Path) -> Iterator[str]:
 
 
 @contextmanager
-def chromium() -> Iterator[Page]:
+def chromium() -> Iterator[Browser]:
     path = shutil.which("chromium")
     if path is None:
         pytest.fail("no chromium: apt-get install chromium", pytrace=False)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM)
-        yield browser.new_page(viewport={"width": 1300, "height": 1200})
+        yield browser
         browser.close()

@@ -32,16 +32,21 @@ def test_every_control_works_by_keyboard_and_changes_what_is_shown(ran: tuple[st
         panel = panels.nth(number)
         panel.scroll_into_view_if_needed()
         output = panel.locator(".widget-html").first
-        for kind, selector, key in (
-            ("slider", ".noUi-handle", "ArrowRight"),
-            ("dropdown", "select", "End"),
+        for kind, selector, pressed in (
+            ("slider", ".noUi-handle", ["ArrowRight"]),
+            ("dropdown", "select", ["End"]),
+            ("text", "input[type=text]", ["w", "1", "Enter"]),
+            ("checkbox", "input[type=checkbox]", ["Space"]),
         ):
             control = panel.locator(selector).first
             if not control.count() or kind in worked:
                 continue
+            if kind == "dropdown" and control.evaluate("s => s.selectedIndex == s.length - 1"):
+                pressed = ["Home"]
             before = output.inner_html()
             control.focus()
-            lab.page.keyboard.press(key)
+            for key in pressed:
+                lab.page.keyboard.press(key)
             changed(output, before)
             worked.add(kind)
     assert worked
