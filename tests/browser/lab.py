@@ -58,8 +58,17 @@ class Lab:
         self.page.set_default_timeout(WAIT_MS)
         self.page.goto(self.address.of(notebook))
         self.page.wait_for_selector(".jp-CodeCell")
-        # Without a kernel the menu does nothing, and one takes its time to start.
-        self.page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
+        self._wait_for_kernel()
+
+    def _wait_for_kernel(self) -> None:
+        """Without a kernel the menu does nothing, and one takes its time to start."""
+        ask = self.page.locator(".jp-Dialog:has-text('Select Kernel') button.jp-mod-accept")
+        deadline = time.monotonic() + WAIT_MS / 1000
+        while self.address.kernel_states() != ["idle"]:
+            assert time.monotonic() < deadline, self.address.kernel_states()
+            if ask.count():  # a page that is faster than its list of kernels
+                ask.click()
+            self.page.wait_for_timeout(300)
 
     def run_all(self) -> None:
         """Run every cell; waits until the last one has its number, or one has failed."""
@@ -136,6 +145,9 @@ class Address:
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             return bytes(answer.read())
+
+    def kernel_states(self) -> list[str]:
+        return [one["kernel"]["execution_state"] for one in json.loads(self.api("sessions"))]
 
     def end_kernels(self) -> None:
         for session in json.loads(self.api("sessions")):
