@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 Misbehave = Callable[["Handler", str], bool]
 """Given the path of a request; true where it has answered."""
@@ -24,8 +24,8 @@ Misbehave = Callable[["Handler", str], bool]
 class Hub:
     """``repos`` maps ``ORG/NAME`` to a folder; every name of a revision means its one commit.
 
-    ``bytes_sent`` counts bodies, ``requests`` the paths by kind, ``tokens`` what was sent to
-    log in, ``agents`` who asked.
+    ``bytes_sent`` counts bodies, ``requests`` the paths by kind: "api", "file", and "cdn" for what a
+    redirect led to; ``tokens`` are what was sent to log in, by the same kinds.
     """
 
     def __init__(self, repos: dict[str, Path]) -> None:
@@ -33,9 +33,7 @@ class Hub:
         self.revisions = {"main", "v1", "refs/pr/1", "feature/x"}
         self.bytes_sent = 0
         self.requests: Counter[str] = Counter()
-        self.tokens: set[str] = set()
-        self.agents: set[str] = set()
-        self.redirects = True
+        self.tokens: dict[str, set[str | None]] = {"api": set(), "file": set(), "cdn": set()}
         self.ranges = True
         self.misbehave: Misbehave = lambda handler, path: False
         self.lock = threading.Lock()
@@ -54,10 +52,9 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(url.path)
         hub = self.hub
         with hub.lock:
-            hub.requests[path.split("/")[1] if path.startswith(("/api/", "/cdn/")) else "file"] += 1
-            hub.agents.add(self.headers.get("user-agent", ""))
-            if token := self.headers.get("authorization"):
-                hub.tokens.add(token)
+            kind = path.split("/")[1] if path.startswith(("/api/", "/cdn/")) else "file"
+            hub.requests[kind] += 1
+            hub.tokens[kind].add(self.headers.get("authorization"))
         if hub.misbehave(self, path):
             return
         if path.startswith("/api/models/"):
@@ -96,8 +93,10 @@ class Handler(BaseHTTPRequestHandler):
         assert revision == commit, f"{revision} was asked for, not the commit"
         if not (self.hub.repos[repo] / file).is_file():
             return self.answer(404, code="EntryNotFound")
-        if self.hub.redirects and file.endswith(".safetensors"):
-            return self.answer(302, location=f"{self.hub.endpoint}/cdn/{repo}/{file}")
+        if file.endswith(".safetensors"):
+            # Another name of this machine is another host to who follows.
+            elsewhere = self.hub.endpoint.replace("127.0.0.1", "localhost")
+            return self.answer(302, location=f"{elsewhere}/cdn/{repo}/{quote(file)}")
         self.send_file(*repo.split("/"), file)
 
     def send_file(self, org: str, name: str, file: str) -> None:

@@ -1,7 +1,7 @@
 """Repositories of the Hugging Face Hub: what they list, and the headers of their files.
 
 One request lists a repository at one commit, and everything after is of that commit. Of a file of
-weights the first 128 KiB are asked for, which hold nearly every header; a longer one takes a
+weights the first 32 KiB are asked for, a header of some 300 tensors; a longer one takes a
 second request. Weights are never read, nor is anything written to a cache. All requests go
 through huggingface_hub's own session, so that HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and
 proxies mean what they mean there.
@@ -29,7 +29,7 @@ from llamaconv.version import __version__
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
-_FIRST_BYTES = 128 * 1024
+_FIRST_BYTES = 32 * 1024
 _REQUESTS_AT_ONCE = 16
 # A busy server is asked again after so many seconds; a limit on the rate is not waited for.
 _WAITS = (0.5, 2.0)
