@@ -240,11 +240,11 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
+    refuse_remote(options.source, options.target)
     from llamaconv.progress import Bar
     from llamaconv.receipt_check import verify_receipt
     from llamaconv.verify import verify_checkpoint
 
-    refuse_remote(options.source, options.target)
     with Bar(quiet=options.json) as bar:
         progress = partial(bar, "verify")
         if options.source is None:

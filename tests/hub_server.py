@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         url = urlsplit(self.path)
         path = unquote(url.path)
         hub = self.hub
@@ -70,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def describe(self, path: str, query: dict[str, list[str]]) -> None:
-        repo, _, revision = path.partition("/revision/")
+        repo, _, revision = path.replace("/tree/", "/revision/").partition("/revision/")
         if repo not in self.hub.repos:
             return self.answer(401, code="RepoNotFound", message="Repository not found")
         commit = self.hub.commit(repo)
@@ -78,6 +78,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(404, code="RevisionNotFound", message="Invalid rev id")
         folder = self.hub.repos[repo]
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        if "/tree/" in path:
+            entries = [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files]
+            return self.answer_json(
+                [{"type": "file", "path": p, "size": n, "oid": "0" * 40} for p, n in entries]
+            )
         siblings = [
             {"rfilename": file.relative_to(folder).as_posix()}
             | ({"size": file.stat().st_size} if "blobs" in query else {})
@@ -96,7 +101,9 @@ class Handler(BaseHTTPRequestHandler):
         if file.endswith(".safetensors"):
             # Another name of this machine is another host to who follows.
             elsewhere = self.hub.endpoint.replace("127.0.0.1", "localhost")
-            return self.answer(302, location=f"{elsewhere}/cdn/{repo}/{quote(file)}")
+            size = str((self.hub.repos[repo] / file).stat().st_size)
+            at = {"x_repo_commit": commit, "x_linked_size": size, "x_linked_etag": '"1"'}
+            return self.answer(302, location=f"{elsewhere}/cdn/{repo}/{quote(file)}", **at)
         self.send_file(*repo.split("/"), file)
 
     def send_file(self, org: str, name: str, file: str) -> None:
@@ -111,6 +118,8 @@ class Handler(BaseHTTPRequestHandler):
         if status == 206:
             self.send_header("content-range", f"bytes {first}-{last - 1}/{n_bytes}")
         self.send_header("content-length", str(last - first))
+        self.send_header("etag", '"1"')
+        self.send_header("x-repo-commit", self.hub.commit(f"{org}/{name}"))
         self.end_headers()
         if self.command == "HEAD":
             return
@@ -154,7 +163,7 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.bytes_sent += len(block)
         return len(block)
 
-    def log_message(self, format: str, *arguments: object) -> None:
+    def log_message(self, *said: object) -> None:
         pass
 
 

@@ -298,11 +298,11 @@ def answers(status: int, on: str = "/resolve/", times: int = 1 << 30, **given: A
         (answers(503, on="/api/"), ["has a fault of its own (503); try again later"]),
         (answers(500), ["has a fault of its own (500); try again later"]),
         (answers(418, message="tea\x1b[2J"), ["answers with status 418: tea"]),
-        (answers(200, b"<html>hotel", on="/api/"), ["not as the Hub does", "HF_ENDPOINT"]),
-        (answers(200, b"[]", on="/api/"), ["not as the Hub does"]),
-        (answers(200, b'{"id": "x", "siblings": []}', on="/api/"), ["not as the Hub does"]),
+        (answers(200, body=b"<html>hotel", on="/api/"), ["not as the Hub does", "HF_ENDPOINT"]),
+        (answers(200, body=b"[]", on="/api/"), ["not as the Hub does"]),
+        (answers(200, body=b'{"id": "x", "siblings": []}', on="/api/"), ["not as the Hub does"]),
         (answers(302, location="/api/models/org/model", on="/api/"), ["no connection"]),
-        (answers(206, b"{}", on="/cdn/"), ["sent 2 bytes of", "try again"]),
+        (answers(206, body=b"{}", on="/cdn/"), ["sent 2 bytes of", "try again"]),
     ],
 )
 def test_answers_that_are_no_answer(hub: Hub, misbehave: Misbehave, words: list[str]) -> None:
@@ -347,7 +347,8 @@ def test_a_server_that_goes_silent_or_hangs_up(hub: Hub, monkeypatch: pytest.Mon
         ("HF_ENDPOINT", "http://nowhere.invalid", "no connection to nowhere.invalid ("),
         ("HF_ENDPOINT", "nonsense", "HF_ENDPOINT is 'nonsense'; an address like https://HOST"),
         ("HF_ENDPOINT", "http://[", "HF_ENDPOINT is 'http://['; an address like https://HOST"),
-        ("HF_TOKEN", "hf_\u00e9", "token"),
+        ("HF_TOKEN", "hf_\u00e9", "the token has characters that no token has; log in"),
+        ("HF_TOKEN", "hf_\x01", "the token has characters that no token has; log in"),
     ],
 )
 def test_no_way_to_the_hub(
@@ -489,11 +490,18 @@ def test_notebook_1_has_controls_for_a_repository(hub: Hub, tmp_path: Path) -> N
     assert "application/vnd.jupyter.widget-view+json" in (tmp_path / "run.ipynb").read_text()
 
 
-@pytest.mark.parametrize("notebook", ["2-preview-keys.ipynb", "4-convert.ipynb"])
-def test_notebooks_that_need_weights_end_with_the_reason(
-    hub: Hub, tmp_path: Path, notebook: str
+def test_notebook_2_plans_a_repository_and_says_why_it_shows_no_rows(
+    hub: Hub, tmp_path: Path
 ) -> None:
-    done = headless.run(notebook, tmp_path, f"source={MODEL}")
+    done = headless.run("2-preview-keys.ipynb", tmp_path, f"source={MODEL}")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "run.ipynb").read_text()
+    assert "tok_embeddings.weight" in text
+    assert text.count("<li>error: ") == text.count("<li>error: hf://org/model@") == 2
+
+
+def test_notebook_4_ends_with_the_reason(hub: Hub, tmp_path: Path) -> None:
+    done = headless.run("4-convert.ipynb", tmp_path, f"source={MODEL}")
     assert done.returncode != 0
     last = [line for line in done.stderr.splitlines() if line.strip()][-1]
     assert "only headers are read from the Hub" in last

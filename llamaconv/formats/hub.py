@@ -11,6 +11,7 @@ Limit: models only, and files that lie directly in the repository.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,12 +46,15 @@ class Repository:
     ``files`` maps every file of the repository, folders included, to its bytes.
     """
 
-    def __init__(self, name: HubName, commit: str, files: dict[str, int]) -> None:
+    def __init__(
+        self, name: HubName, commit: str, files: dict[str, int], headers: dict[str, str]
+    ) -> None:
         pinned = HubName(name.repo, commit)
         self.repo = name.repo
         self.commit = commit
         self.files = files
         self.path = Remote(str(pinned), f"{name.repo}@{commit[:7]}", commit, pinned.download())
+        self._request_headers = headers
         self._json: dict[str, bytes] = {}
         self._headers: dict[str, Header] = {}
 
@@ -134,14 +138,14 @@ class Repository:
 
     def _ask(self, name: str, n_bytes: int) -> tuple[int, Mapping[str, str], bytes]:
         from huggingface_hub import constants, get_session, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         url = hf_hub_url(self.repo, name, revision=self.commit)
         # Compressed bytes would be other ones than those that the range is of.
-        asked = {"range": f"bytes=0-{n_bytes - 1}", "accept-encoding": "identity"}
-        headers = build_hf_headers(
-            library_name="llamaconv", library_version=__version__, headers=asked
-        )
+        headers = {
+            **self._request_headers,
+            "range": f"bytes=0-{n_bytes - 1}",
+            "accept-encoding": "identity",
+        }
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         with get_session().stream("GET", url, headers=headers, timeout=timeout) as answer:
             start = bytearray()
@@ -160,15 +164,22 @@ def connect(name: HubName) -> Repository:
     Raises `RefusedError` where huggingface_hub is not installed, the Hub cannot be reached, or it
     has no such repository, revision, or permission for it.
     """
+    _check_endpoint(os.environ.get("HF_ENDPOINT"))
     try:
         from huggingface_hub import HfApi, constants
         from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
     except ImportError as error:
         raise RefusedError(
             f"{name}: reading from the Hub needs huggingface_hub 1.0 or later, an extra of "
             f"llamaconv: {_EXTRA}"
         ) from error
     with _as_refusals(name):
+        headers = build_hf_headers(library_name="llamaconv", library_version=__version__)
+        token = headers.get("authorization", "")
+        if not (token.isascii() and token.isprintable()):
+            # The HTTP client would show it in its error.
+            raise RefusedError(f"{name}: the token has characters that no token has; {_LOG_IN}")
         try:
             info = HfApi(library_name="llamaconv", library_version=__version__).model_info(
                 name.repo,
@@ -176,7 +187,7 @@ def connect(name: HubName) -> Repository:
                 files_metadata=True,
                 timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
             )
-            return Repository(name, *_listed(info))
+            return Repository(name, *_listed(info), headers)
         except HfHubHTTPError as error:
             answer = error.response
             raise _refused(name, name.repo, answer.status_code, answer.headers) from error
@@ -205,6 +216,17 @@ def _host() -> str:
     return urlsplit(constants.ENDPOINT).netloc or constants.ENDPOINT
 
 
+def _check_endpoint(given: str | None) -> None:
+    """Before huggingface_hub is imported, which takes the address apart and prints its error."""
+    try:
+        parts = urlsplit(given or "https://default")
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return
+    except ValueError:
+        pass
+    raise RefusedError(f"HF_ENDPOINT is {given!r}; an address like https://HOST was expected")
+
+
 def _client_error() -> type[Exception]:
     """Base of what huggingface_hub's HTTP client raises: httpx in its version 1, httpx2 in 2."""
     from huggingface_hub.errors import HfHubHTTPError
@@ -223,10 +245,6 @@ def _as_refusals(where: object) -> Iterator[None]:
     from huggingface_hub import constants
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    if not constants.ENDPOINT.startswith(("http://", "https://")):
-        raise RefusedError(
-            f"HF_ENDPOINT is {constants.ENDPOINT!r}; an address like https://HOST was expected"
-        )
     try:
         yield
     except RefusedError:
@@ -236,7 +254,7 @@ def _as_refusals(where: object) -> Iterator[None]:
             f"{where}: HF_HUB_OFFLINE is set, so {_host()} is not asked; unset it, or name the "
             "folder of a download"
         ) from error
-    except (_client_error(), OSError, UnicodeError) as error:
+    except (_client_error(), OSError) as error:
         if _is_timeout(error):
             reason = (
                 f"{_host()} did not answer within {constants.HF_HUB_DOWNLOAD_TIMEOUT:g} s; try "
