@@ -62,7 +62,7 @@ def llamaconv(*words: str) -> subprocess.CompletedProcess[str]:
 
 def python(code: str) -> str:
     """What ``code`` prints, with ``checkpoint`` that of `MODEL`."""
-    opened = f"from llamaconv import *; checkpoint = open_checkpoint({MODEL!r})\n"
+    opened = f"from llamaconv import open_checkpoint; checkpoint = open_checkpoint({MODEL!r})\n"
     done = subprocess.run([sys.executable, "-c", opened + code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -194,6 +194,12 @@ def test_pictures_tables_and_the_index_are_of_the_same_requests(hub: Hub, source
     assert "index and headers differ at" in said
 
 
+def test_a_repository_opens_without_torch(hub: Hub) -> None:
+    modules = "import sys; print(*{name.split('.')[0] for name in sys.modules})"
+    assert "huggingface_hub" in (there := python(modules).split())
+    assert not {"torch", "numpy", "safetensors", "matplotlib"} & set(there)
+
+
 # What is wrong inside a repository is a problem of it, as in a folder.
 
 
@@ -302,6 +308,7 @@ def answers(status: int, on: str = "/resolve/", times: int = 1 << 30, **given: A
         (answers(200, body=b"[]", on="/api/"), ["not as the Hub does"]),
         (answers(200, body=b'{"id": "x", "siblings": []}', on="/api/"), ["not as the Hub does"]),
         (answers(302, location="/api/models/org/model", on="/api/"), ["no connection"]),
+        (answers(302, location="http://127.0.0.1:9/x"), ["no connection to 127.0.0.1:9 ("]),
         (answers(206, body=b"{}", on="/cdn/"), ["sent 2 bytes of", "try again"]),
     ],
 )
@@ -329,7 +336,8 @@ def test_a_server_that_goes_silent_or_hangs_up(hub: Hub, monkeypatch: pytest.Mon
         return False
 
     hub.misbehave = silent
-    assert f"{host} did not answer within 1 s" in refusal("inspect", MODEL)
+    cdn = host.replace("127.0.0.1", "localhost")
+    assert f"{cdn} did not answer within 1 s" in refusal("inspect", MODEL)
 
     def hang_up(handler: Handler, path: str) -> bool:
         handler.close_connection = True
@@ -374,16 +382,17 @@ def test_names_that_are_none_are_refused_before_anybody_is_asked(name: str) -> N
     assert len(str(refused.value).splitlines()) == 1
 
 
-def test_without_the_extra_its_command_is_said() -> None:
+@pytest.mark.parametrize("installed", ["None", "type('Old', (), {'__version__': '0.36.0'})"])
+def test_without_the_extra_its_command_is_said(installed: str) -> None:
     code = (
-        "import sys; sys.modules['huggingface_hub'] = None\n"
+        f"import sys; sys.modules['huggingface_hub'] = {installed}\n"
         f"from llamaconv.cli import main; sys.exit(main(['inspect', '{MODEL}']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        f"error: {MODEL}: reading from the Hub needs huggingface_hub 1.0 or later, an extra of "
-        "llamaconv: pip install 'llamaconv[hub]'"
+        f"error: {MODEL}: reading from the Hub needs huggingface_hub 1.0 or later: "
+        "pip install 'huggingface_hub>=1.0,<3'"
     ]
 
 
@@ -428,6 +437,7 @@ def test_nothing_is_written_to_the_hub() -> None:
 
 def test_reading_rows_and_converting_from_python_are_refused(hub: Hub) -> None:
     said = python(
+        "from llamaconv import RefusedError, convert_checkpoint, make_plan, verify_checkpoint\n"
         "from llamaconv.sample_rows import sample_rows\n"
         "plan = make_plan(checkpoint)\n"
         "for work in (\n"

@@ -24,6 +24,7 @@ def imported_by(code: str) -> set[str]:
 
 LOOK = "import llamaconv; llamaconv.make_plan(llamaconv.open_checkpoint(llamaconv.sample_path()))"
 HEAVY = {"torch", "numpy", "safetensors", "matplotlib", "ipywidgets", "IPython"}
+HEAVY |= {"huggingface_hub", "httpx", "httpx2"}
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,20 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from llamaconv.files import check_json_size, json_object, what_it_is
+from llamaconv.formats.hub_errors import (
+    LOG_IN,
+    as_refusals,
+    check_endpoint,
+    client_error,
+    host,
+    is_timeout,
+    refused,
+)
 from llamaconv.formats.safetensors_header import header_end, parse_header
 from llamaconv.place import Header
 from llamaconv.problems import RefusedError
@@ -36,8 +43,8 @@ _REQUESTS_AT_ONCE = 16
 _WAITS = (0.5, 2.0)
 _BUSY = (408, 500, 502, 503, 504)
 
-_EXTRA = "pip install 'llamaconv[hub]'"
-_LOG_IN = "log in with 'hf auth login', or set HF_TOKEN"
+# What the extra called hub installs.
+_INSTALL = "pip install 'huggingface_hub>=1.0,<3'"
 
 
 class Repository:
@@ -113,7 +120,7 @@ class Repository:
         # A web page, which is shorter, says itself what it is.
         if len(start) < wanted and not (start and what_it_is(start)):
             raise RefusedError(
-                f"{self.path / name}: {_host()} sent {len(start)} bytes of {wanted} and ended; "
+                f"{self.path / name}: {host()} sent {len(start)} bytes of {wanted} and ended; "
                 "try again"
             )
 
@@ -122,17 +129,17 @@ class Repository:
         if n_bytes == 0:
             return b""  # no range lies in an empty file
         for wait in (*_WAITS, None):
-            with _as_refusals(self.path / name):
+            with as_refusals(self.path / name):
                 try:
                     status, headers, start = self._ask(name, n_bytes)
-                except _client_error() as error:
-                    if wait is None or _is_timeout(error):
+                except client_error() as error:
+                    if wait is None or is_timeout(error):
                         raise
                     status = _BUSY[0]
                 if status < 400:
                     return start
                 if status not in _BUSY or wait is None:
-                    raise _refused(self.path / name, self.repo, status, headers)
+                    raise refused(self.path / name, self.repo, status, headers)
             time.sleep(wait)
         raise AssertionError("the last try returns or raises")
 
@@ -164,22 +171,25 @@ def connect(name: HubName) -> Repository:
     Raises `RefusedError` where huggingface_hub is not installed, the Hub cannot be reached, or it
     has no such repository, revision, or permission for it.
     """
-    _check_endpoint(os.environ.get("HF_ENDPOINT"))
+    check_endpoint(os.environ.get("HF_ENDPOINT"))
     try:
+        from huggingface_hub import __version__ as installed
+
+        if int(installed.split(".")[0]) < 1:
+            raise ImportError(installed)  # its session is another one
         from huggingface_hub import HfApi, constants
         from huggingface_hub.errors import HfHubHTTPError
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
     except ImportError as error:
         raise RefusedError(
-            f"{name}: reading from the Hub needs huggingface_hub 1.0 or later, an extra of "
-            f"llamaconv: {_EXTRA}"
+            f"{name}: reading from the Hub needs huggingface_hub 1.0 or later: {_INSTALL}"
         ) from error
-    with _as_refusals(name):
+    with as_refusals(name):
         headers = build_hf_headers(library_name="llamaconv", library_version=__version__)
         token = headers.get("authorization", "")
         if not (token.isascii() and token.isprintable()):
             # The HTTP client would show it in its error.
-            raise RefusedError(f"{name}: the token has characters that no token has; {_LOG_IN}")
+            raise RefusedError(f"{name}: the token has characters that no token has; {LOG_IN}")
         try:
             info = HfApi(library_name="llamaconv", library_version=__version__).model_info(
                 name.repo,
@@ -190,10 +200,10 @@ def connect(name: HubName) -> Repository:
             return Repository(name, *_listed(info), headers)
         except HfHubHTTPError as error:
             answer = error.response
-            raise _refused(name, name.repo, answer.status_code, answer.headers) from error
+            raise refused(name, name.repo, answer.status_code, answer.headers) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RefusedError(
-                f"{name}: {_host()} answers, but not as the Hub does; look at HF_ENDPOINT, or for "
+                f"{name}: {host()} answers, but not as the Hub does; look at HF_ENDPOINT, or for "
                 "a proxy that wants a login"
             ) from error
 
@@ -208,88 +218,3 @@ def _listed(info: ModelInfo) -> tuple[str, dict[str, int]]:
             raise ValueError("no size")
         files[file.rfilename] = file.size
     return info.sha, files
-
-
-def _host() -> str:
-    from huggingface_hub import constants
-
-    return urlsplit(constants.ENDPOINT).netloc or constants.ENDPOINT
-
-
-def _check_endpoint(given: str | None) -> None:
-    """Before huggingface_hub is imported, which takes the address apart and prints its error."""
-    try:
-        parts = urlsplit(given or "https://default")
-        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
-            return
-    except ValueError:
-        pass
-    raise RefusedError(f"HF_ENDPOINT is {given!r}; an address like https://HOST was expected")
-
-
-def _client_error() -> type[Exception]:
-    """Base of what huggingface_hub's HTTP client raises: httpx in its version 1, httpx2 in 2."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return HfHubHTTPError.__bases__[0]
-
-
-def _is_timeout(error: BaseException) -> bool:
-    # Both clients call every kind of waiting too long by such a name.
-    return "Timeout" in type(error).__name__
-
-
-@contextmanager
-def _as_refusals(where: object) -> Iterator[None]:
-    """What huggingface_hub and its HTTP client raise on the way to the Hub, as one line."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    try:
-        yield
-    except RefusedError:
-        raise
-    except OfflineModeIsEnabled as error:
-        raise RefusedError(
-            f"{where}: HF_HUB_OFFLINE is set, so {_host()} is not asked; unset it, or name the "
-            "folder of a download"
-        ) from error
-    except (_client_error(), OSError) as error:
-        if _is_timeout(error):
-            reason = (
-                f"{_host()} did not answer within {constants.HF_HUB_DOWNLOAD_TIMEOUT:g} s; try "
-                "again, or set HF_HUB_DOWNLOAD_TIMEOUT to more seconds"
-            )
-        else:
-            said = str(error).strip() or type(error).__name__
-            reason = f"no connection to {_host()} ({said}); check the network, and HF_ENDPOINT if it is set"
-        raise RefusedError(f"{where}: {reason}") from error
-
-
-def _refused(where: object, repo: str, status: int, headers: Mapping[str, str]) -> RefusedError:
-    """What an answer of ``status`` means, by its headers as the Hub writes them."""
-    from huggingface_hub import constants
-
-    host, page = _host(), f"{constants.ENDPOINT}/{repo}"
-    code, said = headers.get("x-error-code"), headers.get("x-error-message") or ""
-    if code == "RevisionNotFound":
-        reason = f"{host} has {repo}, but no such revision of it; branches, tags and commits are at {page}/tree/main"
-    elif code == "GatedRepo":
-        reason = f"the repository is gated; accept its terms at {page}, then {_LOG_IN}"
-    elif status == 401 and said.startswith("Invalid"):
-        reason = f"{host} does not take the token; {_LOG_IN} to one that is valid"
-    elif code == "EntryNotFound":
-        reason = f"{host} lists the file and does not have it; try again, or another revision"
-    elif code == "RepoNotFound" or status in (401, 404):
-        reason = f"{host} has no such repository, or it is private; check the name, or {_LOG_IN}"
-    elif status == 403:
-        reason = f"{host} forbids it (403); accept the terms at {page} if there are any, and {_LOG_IN} to a token that may read it"
-    elif status == 429:
-        wait = headers.get("retry-after")
-        wait = f"{wait} s" if wait and wait.isdecimal() else "some minutes"
-        reason = f"{host} limits the rate of requests (429); try again in {wait}, or {_LOG_IN} for a higher limit"
-    elif status >= 500:
-        reason = f"{host} has a fault of its own ({status}); try again later"
-    else:
-        reason = f"{host} answers with status {status}{': ' if said else ''}{said}"
-    return RefusedError(f"{where}: {reason}")
