@@ -16,6 +16,7 @@ from llamaconv.params import LlamaParams
 from llamaconv.pieces import Checkpoint, shapes_by_role
 from llamaconv.plan import Target
 from llamaconv.problems import Problem, warning
+from llamaconv.remote import Remote
 
 CONFIG = "config.json"
 
@@ -24,11 +25,14 @@ def assets_folder(source: Checkpoint, target: Target) -> Path | None:
     """The folder that ``target`` takes its small files from, None where there is none."""
     if target.assets:
         return Path(target.assets).expanduser()
+    folder = source.folder
+    if isinstance(folder, Remote):
+        return None
     if source.format == "huggingface":
-        return source.path if source.path.is_dir() else source.path.parent
+        return folder
     # Hugging Face's repositories of Llama hold Meta's files under original/.
-    if source.format == "meta" and (source.path / CONFIG).is_file():
-        return source.path
+    if source.format == "meta" and (folder / CONFIG).is_file():
+        return folder
     recorded = source.receipt["source"].get("assets") if source.receipt else None
     if recorded and (Path(recorded) / CONFIG).is_file():
         return Path(recorded)
@@ -48,7 +52,7 @@ def with_params(source: Checkpoint, target: Target) -> Checkpoint:
     elif params is None and folder is not None and source.format in ("dcp", "huggingface"):
         params, found_in_config = _params_of(source, folder)
         problems += found_in_config
-    if target.to == "hf" and folder is None and not target.assets:
+    if target.to == "hf" and folder is None and not target.assets and source.place is None:
         problems.append(
             warning(
                 f"{source.path}: no folder with the model's tokenizer is known, so only config.json "
@@ -65,6 +69,13 @@ def _without_params(source: Checkpoint, target: Target, folder: Path | None) -> 
             f"{source.path}: no receipt (llamaconv.json) says how many heads the model has, "
             "nor its RoPE base; give a folder with the model's config.json as --assets"
         )
+    if source.place is not None and folder is None and not target.assets:
+        if source.place.is_file(CONFIG):
+            return None  # opening the source read it, and said what is wrong
+        return Problem(
+            f"{source.folder / CONFIG}: is not there; heads, RoPE base and scaling are in no "
+            "weight. Give a folder with the model's config.json as --assets"
+        )
     if source.format == "huggingface" and folder and not (folder / CONFIG).exists():
         return Problem(
             f"{folder / CONFIG}: is not there; heads, RoPE base and scaling are in no weight. "
@@ -75,7 +86,7 @@ def _without_params(source: Checkpoint, target: Target, folder: Path | None) -> 
 
 def _params_of(source: Checkpoint, folder: Path) -> tuple[LlamaParams | None, list[Problem]]:
     problems: list[Problem] = []
-    if source.format == "huggingface" and folder in (source.path, source.path.parent):
+    if source.format == "huggingface" and folder == source.folder:
         return None, problems  # opening the source read it, and said what is wrong
     config = try_json(folder / CONFIG, problems)
     if config is None:

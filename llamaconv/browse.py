@@ -215,7 +215,6 @@ def problems(checkpoint: Checkpoint) -> Table | Sentence:
     """Errors, which a conversion would refuse, then warnings."""
     if not checkpoint.problems:
         return Sentence("No problem was found.")
-    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     found = sorted(checkpoint.problems, key=lambda one: one.level != "error")
-    rows = [(one.level, without_path(folder, one.message)) for one in found]
+    rows = [(one.level, without_path(checkpoint.folder, one.message)) for one in found]
     return Table(("level", "what is wrong"), rows)

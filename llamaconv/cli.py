@@ -20,6 +20,7 @@ from typing import Any
 from llamaconv.plan import CHOICES, Plan, Target
 from llamaconv.planner import make_plan
 from llamaconv.problems import FailedError, Problem, RefusedError, printable
+from llamaconv.remote import is_remote, refuse_remote
 from llamaconv.tables import parse_size
 from llamaconv.version import __version__
 
@@ -55,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+_FOLDER = "a folder, or one file"
+_OR_HUB = ", or a repository of the Hugging Face Hub, hf://ORG/NAME[@REVISION]"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llamaconv",
@@ -64,21 +69,21 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     sample = commands.add_parser("sample", help="write the bundled sample model to a folder")
-    sample.add_argument("target", metavar="DST", type=Path)
+    sample.add_argument("target", metavar="DST", type=_new_folder)
     sample.set_defaults(run=_sample, json=False)
 
     inspect = commands.add_parser("inspect", help="what a folder holds, from headers only")
-    inspect.add_argument("source", metavar="PATH", type=Path)
+    inspect.add_argument("source", metavar="PATH", type=_place, help=f"{_FOLDER}{_OR_HUB}")
     _json(inspect, _inspect)
 
     plan = commands.add_parser("plan", help="every move of a conversion, and every problem")
-    plan.add_argument("source", metavar="SRC", type=Path)
+    plan.add_argument("source", metavar="SRC", type=_place, help=f"{_FOLDER}{_OR_HUB}")
     _target_options(plan)
     _json(plan, _plan)
 
     convert = commands.add_parser("convert", help="convert SRC to DST, and verify the result")
-    convert.add_argument("source", metavar="SRC", type=Path)
-    convert.add_argument("target", metavar="DST", type=Path)
+    convert.add_argument("source", metavar="SRC", type=_place, help=_FOLDER)
+    convert.add_argument("target", metavar="DST", type=_new_folder, help="the folder to write")
     _target_options(convert)
     convert.add_argument(
         "--as-step-0",
@@ -96,8 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser(
         "verify", help="check DST against the SRC it was made from, or against its receipt alone"
     )
-    verify.add_argument("source", metavar="SRC", type=Path, nargs="?")
-    verify.add_argument("target", metavar="DST", type=Path)
+    verify.add_argument("source", metavar="SRC", type=_place, nargs="?", help=_FOLDER)
+    verify.add_argument("target", metavar="DST", type=_place, help="the folder to check")
     _json(verify, _verify)
     return parser
 
@@ -140,6 +145,17 @@ def _target_options(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where config.json and tokenizer come from (default: the source, or its receipt's)",
     )
+
+
+def _place(text: str) -> str | Path:
+    """A path, or the name of a repository as it is: a Path would drop one of its slashes."""
+    return text if is_remote(text) else Path(text)
+
+
+def _new_folder(text: str) -> Path:
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(f"{text}: nothing is written to the Hub; name a folder")
+    return Path(text)
 
 
 def _size(text: str) -> int:
@@ -195,6 +211,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
+    refuse_remote(options.source)
     plan = _open_plan(options)
     _say(problem for problem in plan.problems if problem.level == "warning")
     plan.check()
@@ -223,6 +240,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
+    refuse_remote(options.source, options.target)
     from llamaconv.progress import Bar
     from llamaconv.receipt_check import verify_receipt
     from llamaconv.verify import verify_checkpoint

@@ -117,7 +117,7 @@ def convert_checkpoint(
         workers = min(4, os.cpu_count() or 1)
     if not 1 <= workers <= 64:
         raise RefusedError(f"workers is {workers}; a number from 1 to 64 was expected")
-    check_target(target, plan.source.path, plan.bytes_to_write, overwrite)
+    check_target(target, plan.source.local_path, plan.bytes_to_write, overwrite)
     before = _fingerprint(plan)
     with _machine_failures(target), staged(target, overwrite) as folder:
         engine = _Engine(plan, progress)
@@ -295,7 +295,7 @@ class _machine_failures:
 
 def _fingerprint(plan: Plan) -> dict[Path, tuple[int, int]]:
     """Size and time of change of each source file, to see that none changes meanwhile."""
-    files = {piece.file for tensor in plan.source.tensors.values() for piece in tensor.pieces}
+    files = {piece.local_file for tensor in plan.source.tensors.values() for piece in tensor.pieces}
     try:
         return {file: ((s := file.stat()).st_size, s.st_mtime_ns) for file in files}
     except OSError as error:
@@ -307,10 +307,10 @@ def _receipt(
 ) -> receipt.Receipt:
     assert plan.params is not None
     assets = assets_folder(plan.source, plan.target)
-    files = {piece.file for tensor in plan.source.tensors.values() for piece in tensor.pieces}
+    files = {piece.local_file for tensor in plan.source.tensors.values() for piece in tensor.pieces}
     return receipt.Receipt(
         source={
-            "path": str(plan.source.path.resolve()),
+            "path": str(plan.source.local_path.resolve()),
             "format": plan.source.format,
             "rope": plan.source.rope,
             "assets": str(assets.resolve()) if assets else None,

@@ -26,7 +26,7 @@ def flip_one_bit(folder: Path) -> str:
     """The lowest bit of one element of a feed-forward matrix; returns the tensor's name."""
     tensor = _tensor(open_checkpoint(folder), "w2")
     piece = tensor.pieces[0]
-    with open(piece.file, "r+b") as file:
+    with open(piece.local_file, "r+b") as file:
         file.seek(piece.offset)
         byte = file.read(1)[0]
         file.seek(piece.offset)
@@ -39,7 +39,7 @@ def exchange_two_rows(folder: Path) -> str:
     tensor = _tensor(open_checkpoint(folder), "wq")
     piece = tensor.pieces[0]
     row = DTYPE_BYTES[tensor.dtype] * piece.shape[1]
-    with open(piece.file, "r+b") as file:
+    with open(piece.local_file, "r+b") as file:
         file.seek(piece.offset)
         first, second = file.read(row), file.read(row)
         file.seek(piece.offset)

@@ -31,13 +31,21 @@ def what_it_is(start: bytes) -> str | None:
 def read_json(path: Path) -> dict[str, Any]:
     """One JSON object. Raises `RefusedError` that names the file and what it is instead."""
     try:
-        if path.stat().st_size > _MOST_JSON_BYTES:
-            raise RefusedError(
-                f"{path}: {path.stat().st_size} bytes; no index or configuration is that long"
-            )
+        check_json_size(path, path.stat().st_size)
         content = path.read_bytes()
     except OSError as error:
         raise RefusedError(f"{path}: {error.strerror or error}") from error
+    return json_object(path, content)
+
+
+def check_json_size(path: object, n_bytes: int) -> None:
+    """Raises `RefusedError` where a file is too long to be an index or a configuration."""
+    if n_bytes > _MOST_JSON_BYTES:
+        raise RefusedError(f"{path}: {n_bytes} bytes; no index or configuration is that long")
+
+
+def json_object(path: object, content: bytes) -> dict[str, Any]:
+    """The JSON object that ``content`` is. Raises `RefusedError` that names ``path``."""
     try:
         entries = json.loads(content, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

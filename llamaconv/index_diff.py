@@ -6,14 +6,13 @@ Reads headers and JSON, without torch except where the files are torch's.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
-from llamaconv.files import try_json
-from llamaconv.formats import huggingface, safetensors_header
+from llamaconv.formats import huggingface
 from llamaconv.pieces import Checkpoint, TensorInfo
-from llamaconv.problems import Problem
+from llamaconv.place import Place, try_json
+from llamaconv.remote import Remote
 from llamaconv.tables import Sentence, Table
 
 
@@ -27,16 +26,16 @@ def index_diff(checkpoint: Checkpoint) -> Table | Sentence:
         return Sentence("A DCP has no headers to compare: .metadata alone says what lies where.")
     if checkpoint.format == "meta":
         return Sentence("Meta's format has no index: each file says itself what it holds.")
-    if not checkpoint.path.exists():
+    if isinstance(checkpoint.path, Path) and not checkpoint.path.exists():
         return Sentence(f"{checkpoint.path.name} was opened, but is not there any more.")
-    index_path, read = _index_of(checkpoint.path)
-    if not index_path.is_file():
+    place, index_name = huggingface.place_of(checkpoint)
+    if not place.is_file(index_name):
         return Sentence("There is no index: the headers alone say where each tensor lies.")
-    index = try_json(index_path, []) or {}
+    index = try_json(place, index_name, []) or {}
     listed = index.get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(f, str) for f in listed.values()):
-        return Sentence(f"{index_path.name} cannot be read; see the problems.")
-    held, rows = _headers(index_path.parent, sorted(set(listed.values())), read)
+        return Sentence(f"{index_name} cannot be read; see the problems.")
+    held, rows = _headers(place, sorted(set(listed.values())))
     where = {name: file for file, tensors in held.items() for name in tensors}
     for name, file in listed.items():
         if file in held and name not in held[file]:
@@ -65,21 +64,8 @@ def index_diff(checkpoint: Checkpoint) -> Table | Sentence:
     return Table(columns, rows, caption=f"index and headers differ at {len(rows):,} places")
 
 
-_ReadHeader = Callable[[Path], tuple[dict[str, TensorInfo], list[Problem]]]
-
-
-def _index_of(path: Path) -> tuple[Path, _ReadHeader]:
-    folder = path if path.is_dir() else path.parent
-    bins = folder / "pytorch_model.bin.index.json"
-    if (folder / huggingface.INDEX).exists() or not bins.exists():
-        return folder / huggingface.INDEX, safetensors_header.read_header
-    from llamaconv.formats import torch_file  # the files are torch's
-
-    return bins, torch_file.read_header
-
-
 def _headers(
-    folder: Path, files: Iterable[str], read: _ReadHeader
+    place: Place, files: Iterable[str]
 ) -> tuple[dict[str, dict[str, TensorInfo]], list[tuple[str, str, str]]]:
     """Tensors by file, and a row for each file that gives none."""
     held: dict[str, dict[str, TensorInfo]] = {}
@@ -88,17 +74,18 @@ def _headers(
         # An index of a stranger must not make other folders be read.
         if Path(file).name != file or "\\" in file or "\0" in file:
             rows.append((file, "a file", "not a bare file name; not opened"))
-        elif not os.path.isfile(folder / file):  # a Path raises where the name is too long
+        elif not place.is_file(file):
             rows.append((file, "a file", "is not there"))
         else:
-            tensors, problems = read(folder / file)
+            tensors, problems = place.read_header(file)
             if problems:
-                rows.append((file, "a file", without_path(folder / file, problems[0].message)))
+                message = without_path(place.path / file, problems[0].message)
+                rows.append((file, "a file", message))
             else:
                 held[file] = tensors
     return held, rows
 
 
-def without_path(path: Path, message: str) -> str:
+def without_path(path: Path | Remote, message: str) -> str:
     """The message without the folder, or the file, that the table names already."""
     return message.replace(f"{path}/", "").removeprefix(f"{path}: ")

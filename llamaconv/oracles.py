@@ -59,7 +59,7 @@ class SafetensorsOracle(Oracle):
 
     def _slice(self, piece: Piece, name: str, first: int, last: int) -> Tensor:
         # Opened anew each time: a mapping kept open would count all that was read as memory.
-        with safe_open(piece.file, framework="pt") as file:
+        with safe_open(piece.local_file, framework="pt") as file:
             rows: Tensor = file.get_slice(name)[first:last]
         return rows
 
@@ -72,7 +72,7 @@ class DcpOracle(Oracle):
     def prefetch(self, names: Sequence[str]) -> None:
         tensors = [self.checkpoint.tensors[name] for name in dict.fromkeys(names)]
         small = [t for t in tensors if t.nbytes <= WHOLE_BYTES and not t.stored]
-        self._loaded = load_dcp(self.checkpoint.path, small)
+        self._loaded = load_dcp(self.checkpoint.local_path, small)
         parts: dict[str, list[TensorInfo]] = {}
         for tensor in tensors:
             if tensor.stored and 3 * tensor.nbytes <= WHOLE_BYTES:
@@ -87,7 +87,7 @@ class DcpOracle(Oracle):
         columns = wanted[0].shape[1:]
         shape = (params.q_rows + 2 * params.kv_rows, *columns)
         whole = replace(wanted[0], name=stored, shape=shape)
-        fused = load_dcp(self.checkpoint.path, [whole])[stored]
+        fused = load_dcp(self.checkpoint.local_path, [whole])[stored]
         groups = fused.reshape(params.n_kv_heads, -1, params.head_dim, *columns)
         parts = {"wq": groups[:, :-2], "wk": groups[:, -2], "wv": groups[:, -1]}
         for tensor in wanted:
@@ -119,7 +119,7 @@ class TorchFileOracle(Oracle):
             top = piece.start[0]
             begin, end = max(first, top), min(last, top + piece.shape[0])
             if begin < end:
-                parts.append(self._open(piece.file)[name][begin - top : end - top])
+                parts.append(self._open(piece.local_file)[name][begin - top : end - top])
         narrow = len(tensor.pieces) > 1 and tensor.pieces[1].start[0] == 0
         return torch.cat(parts, dim=1 if narrow else 0)
 
@@ -133,7 +133,7 @@ def oracle(checkpoint: Checkpoint) -> Oracle:
     """The reader for a checkpoint's format."""
     if checkpoint.format == "dcp":
         return DcpOracle(checkpoint)
-    files = {piece.file for tensor in checkpoint.tensors.values() for piece in tensor.pieces}
+    files = {piece.local_file for tensor in checkpoint.tensors.values() for piece in tensor.pieces}
     if any(file.suffix != ".safetensors" for file in files):
         return TorchFileOracle(checkpoint)
     return SafetensorsOracle(checkpoint)

@@ -13,12 +13,16 @@ from functools import cached_property
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llamaconv import keys
 from llamaconv.params import LlamaParams
 from llamaconv.problems import FailedError, Problem
+from llamaconv.remote import Remote
 from llamaconv.tables import Table, size
+
+if TYPE_CHECKING:
+    from llamaconv.place import Place
 
 DTYPE_BYTES = {
     "float64": 8,
@@ -50,10 +54,17 @@ class Piece:
     ``start`` is where it sits in the tensor, ``shape`` its extent, both in elements.
     """
 
-    file: Path
+    file: Path | Remote
     offset: int
     start: tuple[int, ...]
     shape: tuple[int, ...]
+
+    @property
+    def local_file(self) -> Path:
+        """``file``, for who reads weights. Raises `RefusedError` where it is on the Hub."""
+        if isinstance(self.file, Remote):
+            raise self.file.refusal()
+        return self.file
 
 
 @dataclass(frozen=True)
@@ -151,10 +162,11 @@ class Checkpoint:
     """What a folder holds, read from headers only.
 
     ``naming`` is the column of `keys` that its names come from, None where no one fits;
-    ``rope`` the layout of its q and k rows. ``config`` is the configuration file as read.
+    ``rope`` the layout of its q and k rows. ``place`` holds the headers that were read from a
+    repository; it is None for a folder here, whose files can be looked at again.
     """
 
-    path: Path
+    path: Path | Remote
     format: Literal["huggingface", "meta", "dcp"]
     tensors: dict[str, TensorInfo]
     naming: str | None
@@ -163,6 +175,21 @@ class Checkpoint:
     problems: tuple[Problem, ...] = ()
     ignored: tuple[Ignored, ...] = ()
     receipt: dict[str, Any] | None = field(default=None, repr=False)
+    place: Place | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def folder(self) -> Path | Remote:
+        """What its files lie in, where ``path`` may be one of them."""
+        if isinstance(self.path, Remote) or self.path.is_dir():
+            return self.path
+        return self.path.parent
+
+    @property
+    def local_path(self) -> Path:
+        """``path``, for who reads weights. Raises `RefusedError` where they are on the Hub."""
+        if isinstance(self.path, Remote):
+            raise self.path.refusal()
+        return self.path
 
     @property
     def generation(self) -> str | None:
@@ -184,6 +211,7 @@ class Checkpoint:
     def to_json(self) -> dict[str, Any]:
         return {
             "path": str(self.path),
+            "commit": self.path.commit if isinstance(self.path, Remote) else None,
             "format": self.format,
             "generation": self.generation,
             "rope": self.rope,
@@ -247,7 +275,8 @@ class PieceReader:
     def read_rows(self, tensor: TensorInfo, first: int, last: int, out: memoryview) -> None:
         """Fill ``out`` (bytes) with rows ``first`` to ``last``, the last one excluded.
 
-        Raises `FailedError` where a file gives fewer bytes than its header promised.
+        Raises `FailedError` where a file gives fewer bytes than its header promised, and
+        `RefusedError` where it is on the Hub.
         """
         item = DTYPE_BYTES[tensor.dtype]
         for piece in tensor.pieces:
@@ -259,11 +288,11 @@ class PieceReader:
             at = piece.offset + (begin - top) * run
             if run == tensor.row_bytes:
                 whole = out[(begin - first) * run : (end - first) * run]
-                self._read(tensor, piece.file, at, whole)
+                self._read(tensor, piece.local_file, at, whole)
                 continue
             # The piece is narrower than the tensor: each of its rows goes to its own place.
             narrow = memoryview(bytearray((end - begin) * run))
-            self._read(tensor, piece.file, at, narrow)
+            self._read(tensor, piece.local_file, at, narrow)
             column = piece.start[1] * prod(tensor.shape[2:]) * item
             for row in range(end - begin):
                 place = (begin - first + row) * tensor.row_bytes + column

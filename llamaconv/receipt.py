@@ -94,9 +94,11 @@ def try_read(folder: Path, problems: list[Problem]) -> Receipt | None:
 def read(folder: Path) -> Receipt | None:
     """The receipt in ``folder``, None where there is none. Raises `RefusedError` if damaged."""
     path = folder / NAME
-    if not path.is_file():
-        return None
-    entries = read_json(path)
+    return from_json(path, read_json(path)) if path.is_file() else None
+
+
+def from_json(path: object, entries: dict[str, Any]) -> Receipt:
+    """The receipt that ``entries`` of the file ``path`` are. Raises `RefusedError` if damaged."""
     try:
         if entries["llamaconv_receipt"] != _VERSION:
             raise ValueError(f"version {entries['llamaconv_receipt']!r}, {_VERSION} expected")

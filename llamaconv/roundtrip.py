@@ -76,8 +76,7 @@ def _towards(source: Checkpoint) -> Target:
         return Target(to="dcp", generation=source.generation, rope=source.rope, shards=2)
     if source.format == "meta":
         return Target(to="meta")
-    folder = source.path if source.path.is_dir() else source.path.parent
-    return Target(to="hf", assets=str(folder))
+    return Target(to="hf", assets=str(source.folder))
 
 
 def _compare(first: Checkpoint, back: Checkpoint) -> WayBack:

@@ -32,6 +32,7 @@ from llamaconv.pieces import Checkpoint
 from llamaconv.plan import CHOICES, Plan, Target
 from llamaconv.planner import make_plan
 from llamaconv.problems import LlamaconvError, RefusedError, some
+from llamaconv.remote import refuse_remote
 from llamaconv.sample import held_out_text
 
 # The reference forward holds both sides in float32.
@@ -50,8 +51,10 @@ def verify_checkpoint(
     """Checks the checkpoint at ``target`` against the one it was made from.
 
     What was asked for (layout, dtype, tie) comes from the target's receipt; without one, from
-    its names and the defaults. Raises `RefusedError` where either cannot be opened.
+    its names and the defaults. Raises `RefusedError` where either cannot be opened, or is
+    on the Hub.
     """
+    refuse_remote(source, target)
     found = open_checkpoint(target)
     if found.receipt:
         wanted = Target(**{**found.receipt["target"], "assets": ""})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,30 @@ def edit_json(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     content = json.loads(path.read_text())
     edit(content)
     path.write_text(json.dumps(content))
+
+
+def write_holes(folder: Path, params: LlamaParams, shards: int) -> Path:
+    """A Hugging Face folder of any size on no disk: true headers, and holes for the weights."""
+    folder.mkdir(parents=True)
+    named = [(role.in_naming("huggingface", layer), role) for role, layer in keys.every(params)]
+    weight_map, total = {}, 0
+    for number in range(shards):
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        header: dict[str, Any] = {}
+        end = 0
+        for name, role in named[
+            number * len(named) // shards : (number + 1) * len(named) // shards
+        ]:
+            shape = list(role.shape(params))
+            begin, end = end, end + 2 * prod(shape)
+            header[str(name)] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+            weight_map[name] = file
+        text = json.dumps(header).encode()
+        with open(folder / file, "wb") as shard:
+            shard.write(len(text).to_bytes(8, "little") + text)
+            shard.truncate(8 + len(text) + end)
+        total += end
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(to_config(params, "bfloat16")))
+    return folder

@@ -24,6 +24,7 @@ def imported_by(code: str) -> set[str]:
 
 LOOK = "import llamaconv; llamaconv.make_plan(llamaconv.open_checkpoint(llamaconv.sample_path()))"
 HEAVY = {"torch", "numpy", "safetensors", "matplotlib", "ipywidgets", "IPython"}
+HEAVY |= {"huggingface_hub", "httpx", "httpx2"}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_pictures_and_panels_do_not_wait_for_torch() -> None:
 
 # Each room may import those before it; a house with one direction has no cycles.
 ORDER = [
-    "version problems files tables params config params_json keys foreign rope pieces torch_rows threads compare sample model titan receipt advice",
+    "version problems files tables params config params_json keys foreign rope remote pieces place torch_rows threads compare sample model titan receipt advice",
     "fused family",
     "formats progress",
     "plan head assets index_diff browse",

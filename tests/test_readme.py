@@ -54,6 +54,12 @@ SUPPORTED = {
         "HuggingFaceStorageWriter": "test_what_torch_writes_for_hugging_face_is_a_source",
         "tokenizer and generation config": "test_tokenizer_and_generation_config_come_along",
     },
+    "Hub": {
+        "with or without an index": "test_one_file_and_files_without_an_index",
+        "with a token": "test_the_token_goes_to_the_hub_and_not_where_it_leads",
+        "commit": "test_everything_is_read_at_the_commit_that_was_listed",
+        "Other formats": "test_other_formats_are_named_with_the_way_to_them",
+    },
     "Meta": {
         "one or several": "test_there_and_back_equal_to_the_bit",
         "original/": "test_to_a_dcp_nothing_is_reordered",

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from llamaconv.formats import huggingface
 from llamaconv.pieces import Checkpoint
-from llamaconv.problems import RefusedError
+from llamaconv.place import matching
+from llamaconv.problems import RefusedError, some
+from llamaconv.remote import SAFETENSORS, HubName, is_remote, parse
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """The checkpoint at ``path``, a folder or a file, from headers only.
+    """The checkpoint at ``path``, a folder or a file, or ``hf://ORG/NAME[@REVISION]``.
 
-    A Hugging Face folder opens without torch. Raises `RefusedError` where the path holds no
-    checkpoint; what is wrong inside one is in its ``problems``.
+    Only headers are read. A Hugging Face folder opens without torch, and so does a repository,
+    at one commit and with huggingface_hub. Raises `RefusedError` where there is no checkpoint;
+    what is wrong inside one is in its ``problems``.
     """
+    if is_remote(path):
+        return _open_repository(parse(str(path)))
     path = Path(path)
     if not path.exists():
         raise RefusedError(f"{path}: is not there")
@@ -39,6 +45,39 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
         return meta.open_folder(path)
     raise RefusedError(f"{path}: {_not_a_checkpoint(names)}")
+
+
+def _open_repository(name: HubName) -> Checkpoint:
+    # Nothing that lies here waits for what asks the Hub.
+    from llamaconv.formats import hub
+
+    repository = hub.connect(name)
+    weights = matching(repository, "*.safetensors")
+    if weights or repository.is_file(huggingface.INDEX):
+        beside = [name for name in huggingface.JSON_FILES if repository.is_file(name)]
+        repository.fetch(weights, beside)
+        return huggingface.open_place(repository)
+    pinned = HubName(name.repo, repository.commit)
+    for kind, (files, patterns) in _ONLY_HERE.items():
+        found = [file for file in repository.files if any(fnmatchcase(file, f) for f in files)]
+        if found:
+            raise RefusedError(
+                f"{repository.path}: holds {kind} ({some(found, 2)}); from the Hub only headers "
+                f"of safetensors are read. Download it: {pinned.download(patterns)}"
+            )
+    raise RefusedError(f"{repository.path}: {_not_a_checkpoint(set(repository.names()))}")
+
+
+_BESIDE = [pattern for pattern in SAFETENSORS if "safetensors" not in pattern]
+# What a repository may hold that opens from a folder only: its files, and what to download.
+_ONLY_HERE = {
+    "a distributed checkpoint": ([".metadata"], [".metadata", "*.distcp", *_BESIDE]),
+    "weights of torch.save": (["pytorch_model*.bin"], ["pytorch_model*", *_BESIDE]),
+    "Meta's original files": (
+        ["consolidated.*.pth", "original/consolidated.*.pth"],
+        ["original/*", "consolidated.*.pth", *_BESIDE],
+    ),
+}
 
 
 def _has_meta_files(path: Path) -> bool:

@@ -1,5 +1,7 @@
 """Hugging Face folders: ``*.safetensors`` with an index, one ``model.safetensors``, or one file.
 
+A folder may lie here, or be a repository whose headers were fetched (`place`).
+
 The index decides which file holds a tensor; headers are checked against it, and whatever it
 leaves out is listed as ignored. Only headers and JSON are read, without torch; where a folder
 has no safetensors, ``pytorch_model*.bin`` is read the same way, with it.
@@ -7,7 +9,6 @@ has no safetensors, ``pytorch_model*.bin`` is read the same way, with it.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,14 +17,19 @@ from typing import Any
 
 from llamaconv import receipt
 from llamaconv.config import from_config
-from llamaconv.files import try_json
 from llamaconv.formats.safetensors_header import read_header
 from llamaconv.params import LlamaParams
 from llamaconv.pieces import Checkpoint, Ignored, TensorInfo, shapes_by_role
-from llamaconv.problems import Problem, printable, some, warning
+from llamaconv.place import Header, LocalFolder, Place, matching, try_json
+from llamaconv.problems import Problem, RefusedError, printable, some, warning
+from llamaconv.remote import Remote
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+CONFIG = "config.json"
+JSON_FILES = (INDEX, CONFIG, receipt.NAME)
+"""What `open_place` reads beside headers."""
+
 # Everything that transformers saves beside weights and configuration.
 ASSETS = (
     "generation_config.json",
@@ -45,32 +51,32 @@ def open_folder(path: Path) -> Checkpoint:
     Never raises for bad content: what is wrong is in ``problems``, all of it.
     """
     folder = path if path.is_dir() else path.parent
-    opener = _Opener(folder, _kind(path))
-    kind = opener.kind
+    kind = _kind(path)
+    opener = _Opener(LocalFolder(folder, kind.read_header), kind)
     if path.is_file() and path.name != kind.index:
-        opener.read_all([path])
-    elif (folder / kind.index).is_file():
-        opener.read_indexed()
-    elif (folder / kind.single).is_file():
-        opener.read_single()
+        opener.read_all([path.name])
     else:
-        opener.read_all(sorted(folder.glob(kind.files)))
-    opener.ignore_other_kind()
-    if (folder / "adapter_config.json").is_file() or any("lora_" in n for n in opener.tensors):
-        opener.error(f"{folder}: these are adapter weights (LoRA); merge the adapter first")
-    params = opener.read_params()
-    written = receipt.try_read(folder, opener.problems)
-    return Checkpoint(
-        path=path,
-        format="huggingface",
-        tensors=opener.tensors,
-        naming="huggingface",
-        rope="half_split",
-        params=params,
-        problems=tuple(opener.problems),
-        ignored=tuple(opener.ignored),
-        receipt=written.to_json() if written else None,
-    )
+        opener.read_folder()
+    return opener.checkpoint(path)
+
+
+def open_place(place: Place) -> Checkpoint:
+    """`open_folder` for safetensors whose headers ``place`` holds."""
+    opener = _Opener(place, _SAFETENSORS)
+    opener.read_folder()
+    return replace(opener.checkpoint(place.path), place=place)
+
+
+def place_of(checkpoint: Checkpoint) -> tuple[Place, str]:
+    """Where the files of ``checkpoint`` can be looked at once more, and the name of their index."""
+    if checkpoint.place is not None:
+        return checkpoint.place, INDEX
+    folder = checkpoint.folder
+    assert isinstance(folder, Path)
+    kind = _SAFETENSORS
+    if (folder / _BIN.index).exists() and not (folder / INDEX).exists():
+        kind = _BIN
+    return LocalFolder(folder, kind.read_header), kind.index
 
 
 @dataclass(frozen=True)
@@ -80,10 +86,10 @@ class _Kind:
     index: str
     single: str
     files: str
-    read_header: Callable[[Path], tuple[dict[str, TensorInfo], list[Problem]]]
+    read_header: Callable[[Path], Header]
 
 
-def _read_bin(path: Path) -> tuple[dict[str, TensorInfo], list[Problem]]:
+def _read_bin(path: Path) -> Header:
     # Only this kind needs torch.
     from llamaconv.formats import torch_file
 
@@ -106,8 +112,9 @@ def _kind(path: Path) -> _Kind:
 class _Opener:
     """Gathers tensors, problems and what is ignored while a folder is looked through."""
 
-    def __init__(self, folder: Path, kind: _Kind) -> None:
-        self.folder = folder
+    def __init__(self, place: Place, kind: _Kind) -> None:
+        self.place = place
+        self.folder = place.path
         self.kind = kind
         self.tensors: dict[str, TensorInfo] = {}
         self.problems: list[Problem] = []
@@ -116,16 +123,44 @@ class _Opener:
     def error(self, message: str, names: tuple[str, ...] = ()) -> None:
         self.problems.append(Problem(message, names))
 
+    def checkpoint(self, path: Path | Remote) -> Checkpoint:
+        """What was gathered, with what stands beside the weights."""
+        self.ignore_other_kind()
+        if self.place.is_file("adapter_config.json") or any("lora_" in n for n in self.tensors):
+            self.error(f"{self.folder}: these are adapter weights (LoRA); merge the adapter first")
+        params = self.read_params()
+        written = self.read_receipt()
+        return Checkpoint(
+            path=path,
+            format="huggingface",
+            tensors=self.tensors,
+            naming="huggingface",
+            rope="half_split",
+            params=params,
+            problems=tuple(self.problems),
+            ignored=tuple(self.ignored),
+            receipt=written.to_json() if written else None,
+        )
+
+    def read_folder(self) -> None:
+        """By the index where there is one, else ``model.safetensors``, else every file."""
+        if self.place.is_file(self.kind.index):
+            self.read_indexed()
+        elif self.place.is_file(self.kind.single):
+            self.read_single()
+        else:
+            self.read_all(matching(self.place, self.kind.files))
+
     def ignore_other_kind(self) -> None:
         """Weights of the other kind beside these are the same model once more."""
         other = _BIN if self.kind is _SAFETENSORS else _SAFETENSORS
-        for extra in sorted(self.folder.glob(other.files)):
-            self.ignored.append(Ignored(extra.name, f"{self.kind.files} stand beside it"))
+        for extra in matching(self.place, other.files):
+            self.ignored.append(Ignored(extra, f"{self.kind.files} stand beside it"))
 
     def read_indexed(self) -> None:
         """Shards by the index, with a diff of index and headers."""
         index_path = self.folder / self.kind.index
-        index = try_json(index_path, self.problems)
+        index = try_json(self.place, self.kind.index, self.problems)
         if index is None:
             return
         weight_map = index.get("weight_map")
@@ -162,12 +197,14 @@ class _Opener:
                 for name in shard
                 if weight_map.get(name) != file
             ]
-        for extra in sorted(self.folder.glob(self.kind.files)):
-            if extra.name not in by_file:
-                self.ignored.append(Ignored(extra.name, "the index does not name it"))
+        for extra in matching(self.place, self.kind.files):
+            if extra not in by_file:
+                self.ignored.append(Ignored(extra, "the index does not name it"))
         self._check_total(index_path, index, complete=len(found) == len(by_file))
 
-    def _shard(self, index_path: Path, file: str, names: list[str]) -> dict[str, TensorInfo] | None:
+    def _shard(
+        self, index_path: Path | Remote, file: str, names: list[str]
+    ) -> dict[str, TensorInfo] | None:
         if file in ("", ".", "..") or Path(file).name != file or "\\" in file or "\0" in file:
             self.error(
                 f"{index_path}: the shard name {printable(file)!r} is not a bare file name; an index "
@@ -175,26 +212,26 @@ class _Opener:
                 tuple(names),
             )
             return None
-        path = self.folder / file
-        # os.path says no to a name that is too long for any file, where a Path raises.
-        if not os.path.isfile(path):
-            what = (
-                f"is a link to {path.readlink()}, which is not there"
-                if os.path.islink(path)
-                else "is not there"
-            )
+        if not self.place.is_file(file):
             self.error(
-                f"{path}: {what}; it holds {len(names)} tensors ({some(names, 3)}). "
-                "The download is incomplete",
+                f"{self.folder / file}: {self.place.why_no_file(file)}; it holds {len(names)} "
+                f"tensors ({some(names, 3)}). {self._incomplete()}",
                 tuple(names),
             )
             return None
-        tensors, problems = self.kind.read_header(path)
+        tensors, problems = self.place.read_header(file)
         # All of its tensors are lost, so that the plan need not report them missing again.
         self.problems += [replace(problem, names=tuple(names)) for problem in problems]
         return None if problems else tensors
 
-    def _check_total(self, index_path: Path, index: dict[str, Any], complete: bool) -> None:
+    def _incomplete(self) -> str:
+        if isinstance(self.folder, Remote):
+            return "The upload is incomplete"
+        return "The download is incomplete"
+
+    def _check_total(
+        self, index_path: Path | Remote, index: dict[str, Any], complete: bool
+    ) -> None:
         metadata = index.get("metadata")
         stated = metadata.get("total_size") if isinstance(metadata, dict) else None
         actual = sum(tensor.nbytes for tensor in self.tensors.values())
@@ -208,39 +245,36 @@ class _Opener:
 
     def read_single(self) -> None:
         """``model.safetensors`` as it is; others beside it must not repeat its names."""
-        self.read_all([self.folder / self.kind.single])
-        for extra in sorted(self.folder.glob(self.kind.files)):
-            if extra.name == self.kind.single:
+        self.read_all([self.kind.single])
+        for extra in matching(self.place, self.kind.files):
+            if extra == self.kind.single:
                 continue
-            twice = [name for name in self.kind.read_header(extra)[0] if name in self.tensors]
+            twice = [name for name in self.place.read_header(extra)[0] if name in self.tensors]
             if twice:
-                self._twice(twice, self.kind.single, extra.name)
+                self._twice(twice, self.kind.single, extra)
             else:
-                self.ignored.append(Ignored(extra.name, f"{self.kind.single} stands beside it"))
+                self.ignored.append(Ignored(extra, f"{self.kind.single} stands beside it"))
 
-    def read_all(self, paths: list[Path]) -> None:
+    def read_all(self, files: list[str]) -> None:
         """Every file given, none of which may repeat another's names."""
-        if not paths:
+        if not files:
             return self.error(
                 f"{self.folder}: no {self.kind.files} file; expected {self.kind.index} with its shards, or {self.kind.single}"
             )
-        self._check_numbering([path.name for path in paths])
+        self._check_numbering(files)
         parts: dict[str, list[TensorInfo]] = {}
-        for path in paths:
-            if path.is_symlink() and not path.exists():
-                self.error(f"{path}: is a link to {path.readlink()}, which is not there")
-                continue
-            if not path.is_file():
+        for file in files:
+            if not self.place.is_file(file):
                 # A pipe would be waited for.
-                self.error(f"{path}: is not a file")
+                self.error(f"{self.folder / file}: {self.place.why_no_file(file)}")
                 continue
-            tensors, problems = self.kind.read_header(path)
+            tensors, problems = self.place.read_header(file)
             self.problems += problems
             for name in [name for name, tensor in tensors.items() if tensor.is_part]:
                 parts.setdefault(name, []).append(tensors.pop(name))
             twice = [name for name in tensors if name in self.tensors]
             if twice:
-                self._twice(twice, self.tensors[twice[0]].files[0], path.name)
+                self._twice(twice, self.tensors[twice[0]].files[0], file)
             self.tensors.update(tensors)
         self._join(parts)
 
@@ -287,21 +321,31 @@ class _Opener:
             if absent and len(names) > 1:
                 self.error(
                     f"{self.folder}: shards {some(map(str, absent))} of {count} of {stem} are not "
-                    "there. The download is incomplete"
+                    f"there. {self._incomplete()}"
                 )
 
     def read_params(self) -> LlamaParams | None:
-        path = self.folder / "config.json"
-        if not path.is_file():
+        path = self.folder / CONFIG
+        if not self.place.is_file(CONFIG):
             # Not an error yet: --assets may name another folder that has it, see `assets`.
             self.problems.append(
                 warning(f"{path}: is not there; heads, RoPE base and scaling are in no weight")
             )
             return None
-        config = try_json(path, self.problems)
+        config = try_json(self.place, CONFIG, self.problems)
         if config is None:
             return None
         shapes = shapes_by_role(self.tensors, "huggingface")
         params, problems = from_config(config, shapes, str(path))
         self.problems += problems
         return params
+
+    def read_receipt(self) -> receipt.Receipt | None:
+        if not self.place.is_file(receipt.NAME):
+            return None
+        try:
+            entries = self.place.read_json(receipt.NAME)
+            return receipt.from_json(self.folder / receipt.NAME, entries)
+        except RefusedError as error:
+            self.problems.extend(error.problems)
+            return None

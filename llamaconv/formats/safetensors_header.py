@@ -16,9 +16,12 @@ from typing import Any, TypeGuard
 from llamaconv.files import parse_json, what_it_is
 from llamaconv.pieces import DTYPE_BYTES, Piece, TensorInfo
 from llamaconv.problems import Problem, printable
+from llamaconv.remote import Remote
 
 # The format's own limit on a header (safetensors' MAX_HEADER_SIZE).
 _MOST_HEADER_BYTES = 100_000_000
+# Enough to see what a file is that is no safetensors file.
+_LOOK_BYTES = 512
 
 DTYPES = {
     "F64": "float64",
@@ -46,25 +49,46 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], list[Problem]]:
     try:
         with open(path, "rb") as file:
             file_bytes = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(start := file.read(8), "little")
-            if len(start) == 8 and 2 <= length <= min(_MOST_HEADER_BYTES, file_bytes - 8):
-                text = file.read(length)
-            else:
-                file.seek(0)
-                return {}, [_not_safetensors(path, file.read(512), file_bytes, length)]
+            start = file.read(8)
+            start += file.read((header_end(start, file_bytes) or _LOOK_BYTES) - len(start))
     except OSError as error:
         return {}, [Problem(f"{path}: {error.strerror or error}")]
+    return parse_header(path, start, file_bytes)
+
+
+def header_end(start: bytes, file_bytes: int) -> int | None:
+    """Where the header of a file of ``file_bytes`` ends, in bytes from the file's start.
+
+    ``start`` is its first 8 bytes or more. None where this can be no safetensors file.
+    """
+    length = int.from_bytes(start[:8], "little")
+    if len(start) >= 8 and 2 <= length <= min(_MOST_HEADER_BYTES, file_bytes - 8):
+        return 8 + length
+    return None
+
+
+def parse_header(
+    path: Path | Remote, start: bytes, file_bytes: int
+) -> tuple[dict[str, TensorInfo], list[Problem]]:
+    """Tensors of a file of ``file_bytes``, and every problem found.
+
+    ``start`` is the file's to `header_end` at least, or some hundred bytes where there is none.
+    """
+    end = header_end(start, file_bytes)
+    if end is None:
+        return {}, [_not_safetensors(path, start[:_LOOK_BYTES], file_bytes)]
     try:
-        header = parse_json(text)
+        header = parse_json(start[8:end])
     except ValueError as error:
-        reason = what_it_is(start + text[:512]) or f"the header is not valid JSON: {error}"
+        reason = what_it_is(start[:_LOOK_BYTES]) or f"the header is not valid JSON: {error}"
         return {}, [Problem(f"{path}: {reason}")]
     if not isinstance(header, dict):
         return {}, [Problem(f"{path}: the header is not a JSON object")]
-    return _tensors(path, header, 8 + length, file_bytes)
+    return _tensors(path, header, end, file_bytes)
 
 
-def _not_safetensors(path: Path, start: bytes, file_bytes: int, length: int) -> Problem:
+def _not_safetensors(path: Path | Remote, start: bytes, file_bytes: int) -> Problem:
+    length = int.from_bytes(start[:8], "little")
     reason = what_it_is(start)
     if reason is None and file_bytes >= 8 and length > _MOST_HEADER_BYTES:
         reason = (
@@ -80,7 +104,7 @@ def _not_safetensors(path: Path, start: bytes, file_bytes: int, length: int) -> 
 
 
 def _tensors(
-    path: Path, header: dict[str, Any], data_start: int, file_bytes: int
+    path: Path | Remote, header: dict[str, Any], data_start: int, file_bytes: int
 ) -> tuple[dict[str, TensorInfo], list[Problem]]:
     tensors: dict[str, TensorInfo] = {}
     problems: list[Problem] = []

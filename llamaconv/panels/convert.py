@@ -74,7 +74,7 @@ def choose(checkpoint: Checkpoint, choices: ConvertChoices, **changes: Any) -> C
         problems += plan.problems
         try:
             place = choices.target_path
-            check_target(place, checkpoint.path, plan.bytes_to_write, choices.may_replace)
+            check_target(place, checkpoint.local_path, plan.bytes_to_write, choices.may_replace)
         except RefusedError as error:
             problems += error.problems
     return Chosen(choices, plan, tuple(problems))

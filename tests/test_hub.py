@@ -1,0 +1,518 @@
+"""Repositories of the Hub by their headers, against a real server on the loopback.
+
+huggingface_hub reads its environment once, so everything runs in processes of its own.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import headless
+import nbformat
+import pytest
+from hub_server import Handler, Hub, Misbehave, serve
+
+from llamaconv import RefusedError, open_checkpoint
+from llamaconv.formats.huggingface import ASSETS
+from llamaconv.params import LlamaParams
+from llamaconv.remote import SAFETENSORS, parse
+
+MODEL = "hf://org/model"
+SHARD = "model-00002-of-00003.safetensors"
+
+LLAMA_405B = LlamaParams(
+    dim=16384,
+    n_layers=126,
+    n_heads=128,
+    n_kv_heads=8,
+    head_dim=128,
+    ffn_dim=53248,
+    vocab_size=128256,
+    norm_eps=1e-5,
+    rope_theta=500000.0,
+    max_position=131072,
+)
+
+
+@pytest.fixture
+def hub(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub that has ``source`` as org/model; processes started now ask it and no other."""
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
+        monkeypatch.delenv(name)
+    with serve(model=source) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
+        monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        yield hub
+
+
+def llamaconv(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llamaconv", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def python(code: str) -> str:
+    """What ``code`` prints, with ``checkpoint`` that of `MODEL`."""
+    opened = f"from llamaconv import open_checkpoint; checkpoint = open_checkpoint({MODEL!r})\n"
+    done = subprocess.run([sys.executable, "-c", opened + code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def inspected(source: str | Path) -> dict[str, Any]:
+    done = llamaconv("inspect", str(source), "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def refusal(*words: str) -> str:
+    """The one line with which a command ends that is refused."""
+    done = llamaconv(*words)
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+# What is there.
+
+
+def test_a_repository_is_what_its_folder_is(hub: Hub, source: Path) -> None:
+    there, here = inspected(MODEL), inspected(source)
+    commit = hub.commit("org/model")
+    assert there.pop("path") == f"{MODEL}@{commit}"
+    assert there.pop("commit") == commit
+    assert here.pop("path") == str(source)
+    assert here.pop("commit") is None
+    assert there == here
+    assert len(there["tensors"]) == len(checkpoints.tensors())
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_one_file_and_files_without_an_index(hub: Hub, tmp_path: Path, shards: int) -> None:
+    folder = checkpoints.write(tmp_path / "other", shards=shards)
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    hub.repos["org/other"] = folder
+    assert inspected("hf://org/other")["tensors"] == inspected(folder)["tensors"]
+
+
+def test_the_405b_is_listed_planned_and_compared_from_a_ten_thousandth_of_its_bytes(
+    hub: Hub, tmp_path: Path
+) -> None:
+    folder = checkpoints.write_holes(tmp_path / "big", LLAMA_405B, shards=191)
+    hub.repos["org/big"] = folder
+    there = inspected("hf://org/big")
+    assert there["tensors"] == inspected(folder)["tensors"]
+    assert there["total_bytes"] == 811_706_777_600
+    assert there["problems"] == []
+    assert hub.bytes_sent < there["total_bytes"] / 10_000
+    assert hub.requests == {"api": 1, "file": 193, "cdn": 191}
+    plan = json.loads(llamaconv("plan", "hf://org/big", "--json").stdout)
+    assert plan["bytes_to_write"] == there["total_bytes"]
+    assert plan["problems"] == []
+
+
+def test_a_header_that_is_longer_than_the_first_request_takes_a_second(
+    hub: Hub, source: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_file(load_file(source / SHARD), source / SHARD, metadata={"notes": "x" * 100_000})
+    assert inspected(MODEL)["tensors"] == inspected(source)["tensors"]
+    assert hub.requests["cdn"] == 4
+
+
+def test_everything_is_read_at_the_commit_that_was_listed(hub: Hub) -> None:
+    # The server refuses a file that is asked for by the name of a branch.
+    commit = hub.commit("org/model")
+    for revision in ("main", "v1", "refs/pr/1", "feature/x", commit):
+        assert inspected(f"{MODEL}@{revision}")["commit"] == commit
+
+
+def test_a_server_that_knows_no_ranges_does_not_send_its_weights(hub: Hub, tmp_path: Path) -> None:
+    hub.repos["org/big"] = checkpoints.write_holes(tmp_path / "big", LLAMA_405B, shards=16)
+    hub.ranges = False
+    assert len(inspected("hf://org/big")["tensors"]) == 1137
+    # What lies in the buffers of the connections by then.
+    assert hub.bytes_sent < 16 * 20_000_000
+
+
+def test_the_token_goes_to_the_hub_and_not_where_it_leads(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    inspected(MODEL)
+    assert hub.tokens == {
+        "api": {"Bearer hf_secret"},
+        "file": {"Bearer hf_secret"},
+        "cdn": {None},
+    }
+
+
+def test_plan_says_moves_and_problems(hub: Hub, source: Path) -> None:
+    there, here = (json.loads(llamaconv("plan", s, "--json").stdout) for s in (MODEL, str(source)))
+    assert there["moves"] == here["moves"]
+    checkpoints.edit_json(source / "config.json", lambda config: config.update(hidden_act="gelu"))
+    done = llamaconv("plan", MODEL)
+    assert done.returncode == 2
+    assert f"{MODEL}@{hub.commit('org/model')}/config.json: hidden_act is 'gelu'" in done.stderr
+    (source / "config.json").unlink()
+    done = llamaconv("plan", MODEL)
+    assert done.returncode == 2
+    assert "Give a folder with the model's config.json as --assets" in done.stderr
+    config = checkpoints.write(source.parent / "assets")
+    assert llamaconv("plan", MODEL, "--assets", str(config)).returncode == 0
+
+
+def test_pictures_tables_and_the_index_are_of_the_same_requests(hub: Hub, source: Path) -> None:
+    look = (
+        "from llamaconv import browse, figures\n"
+        "from llamaconv.panels import browse as panels\n"
+        "print(browse.problems(checkpoint), browse.index_diff(checkpoint), browse.totals(checkpoint))\n"
+        "print(panels.tensors(checkpoint).static(), figures.shard_strips(checkpoint).alt)\n"
+        "print(checkpoint.summary())"
+    )
+    said = python(look)
+    asked = hub.requests.total()
+    assert "Index and headers agree: 111 tensors in 3 files" in said
+    assert "No problem was found." in said
+    assert f"org/model@{hub.commit('org/model')[:7]}: huggingface, half_split" in said
+    assert asked == 1 + 5 + 3
+    (source / SHARD).write_text("<html>please log in</html>")
+    said = python(look)
+    assert "this is an HTML page" in said
+    assert "index and headers differ at" in said
+
+
+def test_a_repository_opens_without_torch(hub: Hub) -> None:
+    modules = "import sys; print(*{name.split('.')[0] for name in sys.modules})"
+    assert "huggingface_hub" in (there := python(modules).split())
+    assert not {"torch", "numpy", "safetensors", "matplotlib"} & set(there)
+
+
+# What is wrong inside a repository is a problem of it, as in a folder.
+
+
+def damaged(source: Path) -> str:
+    done = llamaconv("plan", MODEL)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<!DOCTYPE html><p>log in", "this is an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "Git-LFS pointer"),
+        (b"", "the file is empty"),
+        (b"\xff" * 600, "the format allows 100000000"),
+        ((1000).to_bytes(8, "little") + b"{", "cut inside its header: 9 bytes found"),
+        ((9).to_bytes(8, "little") + b"{\x1b[2J: 1}", "not valid JSON"),
+    ],
+)
+def test_a_shard_that_is_damaged_or_something_else(
+    hub: Hub, source: Path, content: bytes, words: str
+) -> None:
+    (source / SHARD).write_bytes(content)
+    said = damaged(source)
+    assert f"{MODEL}@{hub.commit('org/model')}/{SHARD}: " in said
+    assert words in said
+
+
+def test_a_shard_that_is_cut_or_absent(hub: Hub, source: Path) -> None:
+    content = (source / SHARD).read_bytes()
+    (source / SHARD).write_bytes(content[:-10])
+    assert "10 bytes are missing: the file was cut" in damaged(source)
+    (source / SHARD).unlink()
+    assert f"{SHARD}: is not there; it holds 37 tensors" in damaged(source)
+
+
+def test_names_that_strangers_chose_are_data(hub: Hub, source: Path) -> None:
+    (source / "a\x1b[2Jb.safetensors").write_bytes(b"")
+    (source / "sub").mkdir()
+    (source / "sub" / SHARD).write_bytes(b"")
+    done = llamaconv("inspect", MODEL)
+    assert "ignored: a\\x1b[2Jb.safetensors: the index does not name it" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+    checkpoints.edit_json(
+        source / "model.safetensors.index.json",
+        lambda index: index["weight_map"].update({"lm_head.weight": f"sub/{SHARD}"}),
+    )
+    assert "is not a bare file name" in damaged(source)
+
+
+def test_an_index_too_long_to_be_one_is_not_fetched(hub: Hub, source: Path) -> None:
+    os.truncate(source / "model.safetensors.index.json", 200_000_000)
+    assert "200000000 bytes; no index or configuration is that long" in damaged(source)
+    assert hub.bytes_sent < 10_000_000
+
+
+# What the Hub refuses, or does not say, refuses the command.
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("hf://org/nothing", "has no such repository, or it is private; check the name, or log in"),
+        (f"{MODEL}@v9", "has org/model, but no such revision of it"),
+    ],
+)
+def test_what_is_not_there(hub: Hub, name: str, words: str) -> None:
+    said = refusal("inspect", name)
+    assert said.startswith(f"error: {name}: {hub.endpoint.removeprefix('http://')} {words}")
+
+
+def answers(status: int, on: str = "/resolve/", times: int = 1 << 30, **given: Any) -> Misbehave:
+    """A server that answers the first so many requests with ``on`` in the path by ``status``."""
+    left = [times]
+
+    def misbehave(handler: Handler, path: str) -> bool:
+        if on not in path or not left[0]:
+            return False
+        left[0] -= 1
+        handler.answer(status, **given)
+        return True
+
+    return misbehave
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "words"),
+    [
+        (answers(403, code="GatedRepo"), ["is gated; accept its terms at http", "HF_TOKEN"]),
+        (answers(401, code="GatedRepo"), ["is gated; accept its terms at http", "hf auth login"]),
+        (answers(403), ["forbids it (403)", "hf auth login"]),
+        (answers(401, on="/api/"), ["no such repository, or it is private", "HF_TOKEN"]),
+        (
+            answers(401, message="Invalid credentials in Authorization header"),
+            ["does not take the token", "hf auth login"],
+        ),
+        (answers(404, code="EntryNotFound"), ["lists the file and does not have it"]),
+        (answers(429, retry_after="77"), ["limits the rate of requests (429)", "in 77 s"]),
+        (answers(429, on="/api/"), ["limits the rate of requests (429)", "some minutes"]),
+        (answers(503, on="/api/"), ["has a fault of its own (503); try again later"]),
+        (answers(500), ["has a fault of its own (500); try again later"]),
+        (answers(418, message="tea\x1b[2J"), ["answers with status 418: tea"]),
+        (answers(200, body=b"<html>hotel", on="/api/"), ["not as the Hub does", "HF_ENDPOINT"]),
+        (answers(200, body=b"[]", on="/api/"), ["not as the Hub does"]),
+        (answers(200, body=b'{"id": "x", "siblings": []}', on="/api/"), ["not as the Hub does"]),
+        (answers(302, location="/api/models/org/model", on="/api/"), ["no connection"]),
+        (answers(302, location="http://127.0.0.1:9/x"), ["no connection to 127.0.0.1:9 ("]),
+        (answers(206, body=b"{}", on="/cdn/"), ["sent 2 bytes of", "try again"]),
+    ],
+)
+def test_answers_that_are_no_answer(hub: Hub, misbehave: Misbehave, words: list[str]) -> None:
+    hub.misbehave = misbehave
+    said = refusal("inspect", MODEL)
+    assert said.startswith(f"error: {MODEL}")
+    for word in words:
+        assert word in said
+    assert "\x1b" not in said
+
+
+def test_a_server_that_was_busy_is_asked_again(hub: Hub) -> None:
+    hub.misbehave = answers(503, times=2)
+    assert inspected(MODEL)["problems"] == []
+
+
+def test_a_server_that_goes_silent_or_hangs_up(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = hub.endpoint.removeprefix("http://")
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
+
+    def silent(handler: Handler, path: str) -> bool:
+        if "/cdn/" in path:
+            time.sleep(3)
+        return False
+
+    hub.misbehave = silent
+    cdn = host.replace("127.0.0.1", "localhost")
+    assert f"{cdn} did not answer within 1 s" in refusal("inspect", MODEL)
+
+    def hang_up(handler: Handler, path: str) -> bool:
+        handler.close_connection = True
+        return True
+
+    hub.misbehave = hang_up
+    assert f"no connection to {host}" in refusal("inspect", MODEL)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("HF_HUB_OFFLINE", "1", "HF_HUB_OFFLINE is set, so 127.0.0.1"),
+        ("HF_ENDPOINT", "http://127.0.0.1:9", "no connection to 127.0.0.1:9 ("),
+        ("HF_ENDPOINT", "http://nowhere.invalid", "no connection to nowhere.invalid ("),
+        ("HF_ENDPOINT", "nonsense", "HF_ENDPOINT is 'nonsense'; an address like https://HOST"),
+        ("HF_ENDPOINT", "http://[", "HF_ENDPOINT is 'http://['; an address like https://HOST"),
+        ("HF_TOKEN", "hf_\u00e9", "the token has characters that no token has; log in"),
+        ("HF_TOKEN", "hf_\x01", "the token has characters that no token has; log in"),
+    ],
+)
+def test_no_way_to_the_hub(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert words in refusal("inspect", MODEL)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("hf://", "hf://org", "hf://org/", "hf:///x", "hf://org/model/", "hf://org/model/file"),
+        *("hf://datasets/org/model", "hf://org/model@", "hf://org/model@a b", "hf://org/model@a@b"),
+        *("hf://org/mo\x1bdel", "hf://org/model@\x1b[2J", "hf://org/model\n", "hf://org/a--b"),
+        *("hf://org/..", "hf://../x", "hf://org/-x", "hf://org/mod%2fel", "hf://org/é"),
+    ],
+)
+def test_names_that_are_none_are_refused_before_anybody_is_asked(name: str) -> None:
+    with pytest.raises(RefusedError, match="no name of a repository; hf://ORG/NAME") as refused:
+        open_checkpoint(name)
+    assert "\x1b" not in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("installed", ["None", "type('Old', (), {'__version__': '0.36.0'})"])
+def test_without_the_extra_its_command_is_said(installed: str) -> None:
+    code = (
+        f"import sys; sys.modules['huggingface_hub'] = {installed}\n"
+        f"from llamaconv.cli import main; sys.exit(main(['inspect', '{MODEL}']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"error: {MODEL}: reading from the Hub needs huggingface_hub 1.0 or later: "
+        "pip install 'huggingface_hub>=1.0,<3'"
+    ]
+
+
+# Weights have to be here.
+
+
+@pytest.mark.parametrize("words", [["convert", MODEL, "out"], ["verify", MODEL, "out"]])
+@pytest.mark.parametrize("revision", ["", "@refs/pr/1"])
+def test_convert_and_verify_say_the_command_that_downloads(
+    hub: Hub, words: list[str], revision: str
+) -> None:
+    said = refusal(*[word.replace(MODEL, MODEL + revision) for word in words])
+    command = shlex.split(said.partition(": hf ")[2])
+    assert command[:2] == ["download", "org/model"]
+    assert command[-2:] == ["--local-dir", "model"]
+    assert ("--revision refs/pr/1" in said) == bool(revision)
+    for file in ("model.safetensors", "model.safetensors.index.json", "config.json", *ASSETS):
+        assert any(fnmatch(file, pattern) for pattern in SAFETENSORS)
+    assert all(pattern in command for pattern in SAFETENSORS)
+    assert not hub.requests
+
+
+def test_the_command_that_downloads_is_one_of_hf(hub: Hub, source: Path, tmp_path: Path) -> None:
+    hf, *words = shlex.split(parse(MODEL).download())
+    done = subprocess.run(
+        [Path(sys.executable).with_name(hf), *words, "--dry-run"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    for file in source.iterdir():
+        assert file.name in done.stdout
+
+
+def test_nothing_is_written_to_the_hub() -> None:
+    for words in (["convert", "x", MODEL], ["sample", MODEL]):
+        done = llamaconv(*words)
+        assert done.returncode == 2
+        assert "nothing is written to the Hub; name a folder" in done.stderr
+
+
+def test_reading_rows_and_converting_from_python_are_refused(hub: Hub) -> None:
+    said = python(
+        "from llamaconv import RefusedError, convert_checkpoint, make_plan, verify_checkpoint\n"
+        "from llamaconv.sample_rows import sample_rows\n"
+        "plan = make_plan(checkpoint)\n"
+        "for work in (\n"
+        "    lambda: convert_checkpoint(plan, 'out'),\n"
+        "    lambda: sample_rows(plan, plan.moves[1].target, 0),\n"
+        "    lambda: verify_checkpoint('hf://org/model', 'out'),\n"
+        "):\n"
+        "    try:\n"
+        "        work()\n"
+        "    except RefusedError as error:\n"
+        "        print(error)\n"
+    )
+    assert said.count("only headers are read from the Hub, and this needs the weights") == 3
+    assert said.count(f"hf download org/model --revision {hub.commit('org/model')}") == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "pattern"),
+    [
+        ("original/consolidated.00.pth", "holds Meta's original files", "original/*"),
+        ("consolidated.00.pth", "holds Meta's original files", "consolidated.*.pth"),
+        ("pytorch_model-00001-of-00002.bin", "holds weights of torch.save", "pytorch_model*"),
+        (".metadata", "holds a distributed checkpoint", "*.distcp"),
+        ("model.gguf", "is no checkpoint: *.safetensors or .metadata expected", ""),
+    ],
+)
+def test_other_formats_are_named_with_the_way_to_them(
+    hub: Hub, tmp_path: Path, file: str, words: str, pattern: str
+) -> None:
+    path = tmp_path / "other" / file
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x" * 1000)
+    hub.repos["org/other"] = tmp_path / "other"
+    said = refusal("inspect", "hf://org/other")
+    assert words in said
+    if pattern:
+        assert f"--include {shlex.quote(pattern)}" in said
+        assert f"hf download org/other --revision {hub.commit('org/other')}" in said
+    assert hub.requests == {"api": 1}
+
+
+# Notebooks.
+
+
+def test_notebook_1_shows_a_repository(hub: Hub, tmp_path: Path) -> None:
+    done = headless.run("1-browse-index.ipynb", tmp_path, f"source={MODEL}@v1")
+    assert done.returncode == 0, done.stderr
+    run = nbformat.read(tmp_path / "run.ipynb", as_version=4)
+    text = nbformat.writes(run)
+    assert "data:image/png;base64" in text
+    assert f"org/model@{hub.commit('org/model')[:7]}: huggingface" in text
+    assert "model.layers.0.self_attn.q_proj.weight" in text
+    assert "Index and headers agree: 111 tensors in 3 files" in text
+    assert f"llamaconv inspect {MODEL}@v1" in text
+
+
+def test_notebook_1_has_controls_for_a_repository(hub: Hub, tmp_path: Path) -> None:
+    done = headless.run("1-browse-index.ipynb", tmp_path, f"source={MODEL}", "interactive=yes")
+    assert done.returncode == 0, done.stderr
+    assert "application/vnd.jupyter.widget-view+json" in (tmp_path / "run.ipynb").read_text()
+
+
+def test_notebook_2_plans_a_repository_and_says_why_it_shows_no_rows(
+    hub: Hub, tmp_path: Path
+) -> None:
+    done = headless.run("2-preview-keys.ipynb", tmp_path, f"source={MODEL}")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "run.ipynb").read_text()
+    assert "tok_embeddings.weight" in text
+    assert text.count("<li>error: ") == text.count("<li>error: hf://org/model@") == 2
+
+
+def test_notebook_4_ends_with_the_reason(hub: Hub, tmp_path: Path) -> None:
+    done = headless.run("4-convert.ipynb", tmp_path, f"source={MODEL}")
+    assert done.returncode != 0
+    last = [line for line in done.stderr.splitlines() if line.strip()][-1]
+    assert "only headers are read from the Hub" in last
+    assert "hf download org/model" in last
