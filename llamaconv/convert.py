@@ -41,6 +41,7 @@ Progress = Callable[[str, int, int], None]
 """What is being done ("write" or "verify"), bytes done, bytes in all. Called from threads."""
 
 _BLOCK_BYTES = 4 << 20
+_OPEN_AGAIN = "something else writes to the source; open it again when that has ended"
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,17 +119,15 @@ def convert_checkpoint(
     if not 1 <= workers <= 64:
         raise RefusedError(f"workers is {workers}; a number from 1 to 64 was expected")
     check_target(target, plan.source.local_path, plan.bytes_to_write, overwrite)
-    before = _fingerprint(plan)
+    if changed := plan.source.changed():
+        raise RefusedError([*changed, Problem(f"{plan.source.path}: {_OPEN_AGAIN}")])
     with _machine_failures(target), staged(target, overwrite) as folder:
         engine = _Engine(plan, progress)
         began = time.perf_counter()
         digests = engine.write(folder, workers)
         seconds = time.perf_counter() - began
-        if _fingerprint(plan) != before:
-            raise FailedError(
-                f"{plan.source.path}: a source file changed during the conversion; "
-                "start again when nothing writes to it"
-            )
+        if changed := plan.source.changed():
+            raise FailedError([*changed, Problem(f"{plan.source.path}: {_OPEN_AGAIN}")])
         verification = None
         if verified:
             verification = verify.verify_plan(
@@ -291,15 +290,6 @@ class _machine_failures:
             raise FailedError(
                 f"{error.filename or self.target}: {reason}; the target is as it was before"
             ) from error
-
-
-def _fingerprint(plan: Plan) -> dict[Path, tuple[int, int]]:
-    """Size and time of change of each source file, to see that none changes meanwhile."""
-    files = {piece.local_file for tensor in plan.source.tensors.values() for piece in tensor.pieces}
-    try:
-        return {file: ((s := file.stat()).st_size, s.st_mtime_ns) for file in files}
-    except OSError as error:
-        raise FailedError(f"{error.filename}: {error.strerror}; the source has gone") from error
 
 
 def _receipt(

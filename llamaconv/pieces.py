@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -163,7 +163,8 @@ class Checkpoint:
 
     ``naming`` is the column of `keys` that its names come from, None where no one fits;
     ``rope`` the layout of its q and k rows. ``place`` holds the headers that were read from a
-    repository; it is None for a folder here, whose files can be looked at again.
+    repository; it is None for a folder here, whose files can be looked at again. ``seen`` is size
+    and time of change of each of these when they were opened.
     """
 
     path: Path | Remote
@@ -176,6 +177,21 @@ class Checkpoint:
     ignored: tuple[Ignored, ...] = ()
     receipt: dict[str, Any] | None = field(default=None, repr=False)
     place: Place | None = field(default=None, repr=False, compare=False)
+    seen: Mapping[Path, tuple[int, int] | None] = field(default_factory=dict, repr=False)
+
+    def remembered(self) -> Checkpoint:
+        """The same, with ``seen`` as the files are now."""
+        pieces = (piece for tensor in self.tensors.values() for piece in tensor.pieces)
+        files = {piece.file for piece in pieces if isinstance(piece.file, Path)}
+        return replace(self, seen={file: _state(file) for file in sorted(files)})
+
+    def changed(self) -> list[Problem]:
+        """One for each file that has gone, or is not as it was when its header was read."""
+        return [
+            Problem(f"{file}: {'has changed' if now else 'has gone'} since it was opened")
+            for file, before in self.seen.items()
+            if (now := _state(file)) != before
+        ]
 
     @property
     def folder(self) -> Path | Remote:
@@ -247,6 +263,15 @@ class Checkpoint:
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
+
+
+def _state(file: Path) -> tuple[int, int] | None:
+    """Size in bytes and time of change in nanoseconds, None where it is not there."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 class PieceReader:

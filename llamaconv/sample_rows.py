@@ -14,7 +14,7 @@ from llamaconv import rope
 from llamaconv.convert import target_rows
 from llamaconv.pieces import WEIGHT_DTYPES, PieceReader, TensorInfo
 from llamaconv.plan import Move, Plan
-from llamaconv.problems import RefusedError
+from llamaconv.problems import FailedError, RefusedError
 from llamaconv.tables import Table
 from llamaconv.torch_rows import read_rows
 
@@ -67,13 +67,15 @@ def sample_rows(plan: Plan, key: str, head: int = 0) -> SampleRows:
 
     Raises `RefusedError` for a key that the plan does not write, for a head that is not there,
     and for a tensor whose rows the engine could not transform; `FailedError` where a file has
-    gone, or ends before its header says.
+    gone or changed since its header was read.
     """
     move = next((move for move in plan.written if move.target == key), None)
     if move is None:
         raise RefusedError(f"{key}: the plan writes no such tensor")
     source = plan.source.tensors[move.source]
     first, last = _span(plan, move, source, head)
+    if changed := plan.source.changed():
+        raise FailedError(changed)
     with PieceReader() as reader:
         read = read_rows(reader, source, first, last)
     made = bytearray(b"".join(target_rows(plan, key, first, last)))

@@ -30,6 +30,7 @@ from llamaconv import (
 from llamaconv import convert as engine
 from llamaconv.params import LlamaParams
 from llamaconv.pieces import PieceReader
+from llamaconv.sample_rows import sample_rows
 
 Load = Callable[[Path], dict[str, Tensor]]
 Convert = Callable[..., engine.Conversion]
@@ -312,9 +313,25 @@ class TestTarget:
         def meddle(step: str, done: int, total: int) -> None:
             os.utime(source / "model-00001-of-00003.safetensors", (1, 1))
 
-        with pytest.raises(FailedError, match="changed during the conversion"):
+        with pytest.raises(FailedError, match="has changed since it was opened"):
             self.run(source, tmp_path / "target", progress=meddle)
         assert not (tmp_path / "target").exists()
+
+    @pytest.mark.parametrize("now", ["has changed", "has gone"])
+    def test_a_source_that_is_another_one_than_was_planned_is_refused(
+        self, source: Path, tmp_path: Path, now: str
+    ) -> None:
+        plan = make_plan(open_checkpoint(source), Target())
+        shard = source / "model-00002-of-00003.safetensors"
+        if now == "has gone":
+            shard.unlink()
+        else:
+            shard.write_bytes(shard.read_bytes())
+        with pytest.raises(RefusedError, match=f"model-00002.*{now} since it was opened"):
+            convert_checkpoint(plan, tmp_path / "target")
+        with pytest.raises(FailedError, match=f"model-00002.*{now} since it was opened"):
+            sample_rows(plan, "norm.weight")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
     def test_step_0_of_a_dump_folder(self, source: Path, tmp_path: Path) -> None:
         done = self.run(source, tmp_path / "dump", as_step_0=True)

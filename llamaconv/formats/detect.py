@@ -21,7 +21,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     if is_remote(path):
         return _open_repository(parse(str(path)))
-    path = Path(path)
+    return _open_here(Path(path)).remembered()
+
+
+def _open_here(path: Path) -> Checkpoint:
     if not path.exists():
         raise RefusedError(f"{path}: is not there")
     if path.is_file():
