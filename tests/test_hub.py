@@ -106,7 +106,7 @@ def test_one_file_and_files_without_an_index(hub: Hub, tmp_path: Path, shards: i
     assert inspected("hf://org/other")["tensors"] == inspected(folder)["tensors"]
 
 
-def test_the_405b_is_listed_planned_and_compared_from_a_ten_thousandth_of_its_bytes(
+def test_the_405b_is_listed_planned_and_compared_from_some_megabytes(
     hub: Hub, tmp_path: Path
 ) -> None:
     folder = checkpoints.write_holes(tmp_path / "big", LLAMA_405B, shards=191)
@@ -115,7 +115,7 @@ def test_the_405b_is_listed_planned_and_compared_from_a_ten_thousandth_of_its_by
     assert there["tensors"] == inspected(folder)["tensors"]
     assert there["total_bytes"] == 811_706_777_600
     assert there["problems"] == []
-    assert hub.bytes_sent < there["total_bytes"] / 10_000
+    assert hub.bytes_sent < 7_000_000
     assert hub.requests == {"api": 1, "file": 193, "cdn": 191}
     plan = json.loads(llamaconv("plan", "hf://org/big", "--json").stdout)
     assert plan["bytes_to_write"] == there["total_bytes"]
