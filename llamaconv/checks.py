@@ -25,8 +25,8 @@ class Check:
     tolerance: float = 0.0
 
     def shown_value(self) -> str:
-        """The figure for people: rounding noise is only said to be below the tolerance."""
-        if 0 < self.value <= self.tolerance:
+        """The figure for people: rounding noise, none at all included, is below the tolerance."""
+        if self.tolerance and self.value <= self.tolerance:
             return f"< {self.tolerance:g}"
         return f"{self.value:.3g}"
 

@@ -107,6 +107,8 @@ class Lab:
         panel = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-WindowedPanel-outer"
         height = self.page.evaluate(f"document.querySelector('{panel}').scrollHeight")
         self.page.set_viewport_size({"width": 1300, "height": min(16_000, height + 150)})
+        # The page follows the last cell; from the top it draws all that fits the window.
+        self.page.evaluate(f"document.querySelector('{panel}').scrollTo(0, 0)")
         for theme in ("Dark", "Light"):
             self.menu("Settings", "Theme", f"JupyterLab {theme}")
             self.page.wait_for_function(
