@@ -62,7 +62,7 @@ ORDER = [
     "checks oracles",
     "comparison",
     "receipt_check",
-    "verify",
+    "verify engine",
     "convert",
     "roundtrip damage",
     "lesson sample_rows",
