@@ -2,13 +2,14 @@
 
 The target appears under its name only when it is complete, checked and on the disk.
 
-Limit: one process; a few threads, each with its own file.
+Of several ranks each writes some of the files, and rank 0 puts the target in place.
+
+Limit: nothing is taken over from a run that ended before; the next one begins anew.
 """
 
 from __future__ import annotations
 
 import datetime
-import errno
 import os
 import platform
 import shlex
@@ -22,11 +23,13 @@ import torch
 
 from llamaconv import receipt, verify
 from llamaconv.advice import Advice, advise
+from llamaconv.agreement import agree
 from llamaconv.assets import assets_folder
 from llamaconv.checks import Verification
-from llamaconv.engine import Engine, Progress
+from llamaconv.engine import Engine
 from llamaconv.plan import Plan
 from llamaconv.problems import FailedError, RefusedError
+from llamaconv.ranks import ALONE, Progress, Ranks
 from llamaconv.staging import check_target, staged
 from llamaconv.tables import Table, size
 from llamaconv.version import __version__
@@ -86,14 +89,20 @@ def convert_checkpoint(
     workers: int | None = None,
     as_step_0: bool = False,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Conversion:
     """Executes ``plan`` and writes the checkpoint at ``target``, complete or not at all.
 
-    ``workers`` threads write, by default one a processor and four at most. ``as_step_0`` takes
-    ``target`` for a TorchTitan dump folder and writes ``target/checkpoint/step-0``.
+    ``workers`` threads write, by default one a processor and four at most, of which the ranks of
+    one host have equal parts. ``as_step_0`` takes ``target`` for a TorchTitan dump folder and
+    writes ``target/checkpoint/step-0``. ``progress`` is called with the bytes of all ranks, on
+    rank 0.
 
-    Raises `RefusedError` before anything is written, `FailedError` where the machine or a
-    check failed; either way what stood at ``target`` stands as it was.
+    With ``ranks`` (`llamaconv.ranks`, inside their ``with``) every rank calls this with its own
+    plan of the same conversion, and every rank gets the same result.
+
+    Raises `RefusedError` before anything is written, `FailedError` where the machine, a check or
+    another rank failed; either way what stood at ``target`` stands as it was.
     """
     plan.check()
     assert plan.params is not None
@@ -103,13 +112,16 @@ def convert_checkpoint(
     if as_step_0:
         target = dump / "checkpoint" / "step-0"
     if workers is None:
-        workers = min(4, os.cpu_count() or 1)
+        workers = min(4, max(1, (os.cpu_count() or 1) // ranks.local_size))
     if not 1 <= workers <= 64:
         raise RefusedError(f"workers is {workers}; a number from 1 to 64 was expected")
-    check_target(target, plan.source.path, plan.bytes_to_write, overwrite)
+    agree(plan, {"checks": verified, "as-step-0": as_step_0}, ranks)
+    if ranks.first:
+        check_target(target, plan.source.path, plan.bytes_to_write, overwrite)
     before = _fingerprint(plan)
-    with _machine_failures(target), staged(target, overwrite) as folder:
-        engine = Engine(plan, progress)
+    progress = ranks.counted(progress)
+    with staged(target, overwrite, ranks) as folder:
+        engine = Engine(plan, progress, ranks)
         began = time.perf_counter()
         digests = engine.write(folder, workers)
         seconds = time.perf_counter() - began
@@ -121,12 +133,16 @@ def convert_checkpoint(
         verification = None
         if verified:
             verification = verify.verify_plan(
-                plan, folder, progress and (lambda done, total: progress("verify", done, total))
+                plan,
+                folder,
+                progress and (lambda done, total: progress("verify", done, total)),
+                ranks,
             )
             if not verification.ok:
                 raise FailedError(verification.problems())
         record = _receipt(plan, digests, verification)
-        receipt.write(folder, record)
+        if ranks.first:
+            receipt.write(folder, record)
     return Conversion(
         plan=plan,
         target=target,
@@ -149,25 +165,6 @@ def _advise(plan: Plan, target: Path, dump: Path | None) -> Advice:
     load = f"AutoModelForCausalLM.from_pretrained({str(target)!r})"
     command = f"python -c {shlex.quote(f'from transformers import AutoModelForCausalLM; {load}')}"
     return Advice("transformers", "", command, "", ())
-
-
-class _machine_failures:
-    """Turns what the machine raises while a target is written into one `FailedError`."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                reason = f"{reason}: the disk is full; free some space or choose another target"
-            raise FailedError(
-                f"{error.filename or self.target}: {reason}; the target is as it was before"
-            ) from error
 
 
 def _fingerprint(plan: Plan) -> dict[Path, tuple[int, int]]:

@@ -8,7 +8,8 @@ The writers of the formats ask for blocks, each thread for its own file's.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,10 +20,8 @@ from llamaconv.formats import dcp_write, huggingface_write, meta_write
 from llamaconv.pieces import PieceReader, TensorInfo
 from llamaconv.plan import Move, Plan
 from llamaconv.problems import FailedError, Problem
+from llamaconv.ranks import ALONE, Progress, Ranks
 from llamaconv.threads import one_thread
-
-Progress = Callable[[str, int, int], None]
-"""What is being done ("write" or "verify"), bytes done, bytes in all. Called from threads."""
 
 _BLOCK_BYTES = 4 << 20
 
@@ -30,12 +29,13 @@ _BLOCK_BYTES = 4 << 20
 class Engine:
     """Turns moves into blocks of target bytes, and counts what passes."""
 
-    def __init__(self, plan: Plan, progress: Progress | None) -> None:
+    def __init__(self, plan: Plan, progress: Progress | None, ranks: Ranks = ALONE) -> None:
         assert plan.source.rope is not None
         self.plan = plan
         self.layout = plan.source.rope
         self.moves = {move.writes: move for move in plan.written}
         self.progress = progress
+        self.ranks = ranks
         self.total = plan.bytes_to_write
         self.bytes_read = self.bytes_written = 0
         self.overflows: dict[str, int] = {}
@@ -43,36 +43,49 @@ class Engine:
         self.reader = PieceReader()
 
     def write(self, folder: Path, workers: int) -> dict[str, list[str]]:
-        """Writes the target's tensors to ``folder``; digests by tensor."""
+        """Writes this rank's share of the target to ``folder``; every tensor's digests.
+
+        Raises `FailedError` where a value overflows, on whichever rank.
+        """
         tensors = [TensorInfo(move.writes, move.dtype, move.shape) for move in self.plan.written]
         # Writers work side by side, so torch's own threads would only take turns with them.
         with self.reader, one_thread():
             digests = self._write_format(folder, tensors, workers)
-        if self.overflows:
+        self._sum_up()
+        return digests
+
+    def _sum_up(self) -> None:
+        """What all ranks have counted."""
+        counts = self.ranks.together([self.bytes_read, self.bytes_written, self.overflows])
+        self.bytes_read, self.bytes_written = (sum(one[i] for one in counts) for i in (0, 1))
+        overflows = sum((Counter(found) for *_, found in counts), Counter[str]())
+        if overflows:
             raise FailedError(
                 Problem(
                     f"{self.moves[name].source}: {count} finite values become infinite in "
                     f"{self.moves[name].dtype}; keep the dtype, or choose bfloat16",
                     (name,),
                 )
-                for name, count in self.overflows.items()
+                for name, count in overflows.items()
             )
-        return digests
 
     def _write_format(
         self, folder: Path, tensors: list[TensorInfo], workers: int
     ) -> dict[str, list[str]]:
         target, params = self.plan.target, self.plan.params
         assert params is not None
+        how = self.blocks, workers, self.ranks
         if target.to == "dcp":
-            return dcp_write.write(folder, tensors, target.shards, self.blocks, workers)
+            return dcp_write.write(folder, tensors, target.shards, *how)
         assets = assets_folder(self.plan.source, target)
         if target.to == "meta":
-            meta_write.write_params(folder, params, assets)
-            return meta_write.write(folder, tensors, target.shards, self.blocks, workers)
-        dtypes = {tensor.dtype for tensor in tensors}
-        huggingface_write.write_assets(folder, params, dtypes, assets)
-        return huggingface_write.write(folder, tensors, target.max_shard_size, self.blocks, workers)
+            if self.ranks.first:
+                meta_write.write_params(folder, params, assets)
+            return meta_write.write(folder, tensors, target.shards, *how)
+        if self.ranks.first:
+            dtypes = {tensor.dtype for tensor in tensors}
+            huggingface_write.write_assets(folder, params, dtypes, assets)
+        return huggingface_write.write(folder, tensors, target.max_shard_size, *how)
 
     def blocks(self, name: str, first: int, last: int) -> Iterator[memoryview]:
         """The target's bytes of rows ``first`` to ``last``, a block at a time.

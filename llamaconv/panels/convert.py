@@ -25,7 +25,7 @@ from llamaconv.tables import size
 
 if TYPE_CHECKING:
     from llamaconv.convert import Conversion
-    from llamaconv.engine import Progress
+    from llamaconv.ranks import Progress
 
 _NOTEBOOK = "4-convert.ipynb"
 
