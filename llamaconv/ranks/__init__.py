@@ -121,6 +121,8 @@ def from_environment() -> Ranks:
             f"not fit it ({type(error).__name__}: {error}); start several ranks with torchrun, or "
             "unset WORLD_SIZE for one process"
         ) from None
+    # Where the store goes, torch would log its C++ stack; one line of ours says it.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from llamaconv.ranks.meeting import Meeting
 
     return Meeting(rank, size, local_size, f"{host}:{port}")
