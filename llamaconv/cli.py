@@ -20,6 +20,7 @@ from typing import Any
 from llamaconv.plan import CHOICES, Plan, Target
 from llamaconv.planner import make_plan
 from llamaconv.problems import FailedError, Problem, RefusedError, printable
+from llamaconv.ranks import Ranks, from_environment
 from llamaconv.remote import is_remote, refuse_remote
 from llamaconv.tables import parse_size
 from llamaconv.version import __version__
@@ -30,6 +31,8 @@ from llamaconv.version import __version__
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     options = _parser().parse_args(arguments)
+    if options.run is not _convert and os.environ.get("RANK", "0") != "0":
+        return 0  # only a conversion is shared between torchrun's ranks; rank 0 does the others
     # A polite kill is an interruption: clean up, say so, 130.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -38,12 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RefusedError, FailedError) as error:
         if os.environ.get("LLAMACONV_DEBUG") == "1":
             raise
-        _say(error.problems)
-        if options.json:
-            _print_json({"ok": False, "problems": [p.message for p in error.problems]})
-        return 2 if isinstance(error, RefusedError) else 1
+        if not options.silent:
+            _say(error.problems)
+            if options.json:
+                _print_json({"ok": False, "problems": [p.message for p in error.problems]})
+        return error.status
     except KeyboardInterrupt:
-        print("error: interrupted; nothing stands under the target's name", file=sys.stderr)
+        if not options.silent:
+            print("error: interrupted; nothing stands under the target's name", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output has gone (| head); there is nobody to tell.
@@ -52,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if os.environ.get("LLAMACONV_DEBUG") == "1":
             raise
-        _say([Problem(f"{error.filename or 'input or output'}: {error.strerror or error}")])
+        if not options.silent:
+            _say([Problem(f"{error.filename or 'input or output'}: {error.strerror or error}")])
         return 1
 
 
@@ -65,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="llamaconv",
         description="Llama weights: look into them, plan a conversion, convert, verify.",
     )
+    # True where another rank says it.
+    parser.set_defaults(silent=False)
     parser.add_argument("--version", action="version", version=f"llamaconv {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -91,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
         help="DST is a TorchTitan dump folder: write DST/checkpoint/step-0",
     )
     convert.add_argument(
-        "--workers", type=int, help="threads that write (default: one a processor)"
+        "--workers",
+        type=int,
+        help="threads that write, of each rank (default: one a processor, four at most)",
     )
     convert.add_argument("--overwrite", action="store_true", help="replace a checkpoint at DST")
     convert.add_argument("--no-verify", action="store_true", help="leave the checks out")
@@ -211,9 +221,19 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
+    ranks = from_environment()
+    try:
+        with ranks:
+            _convert_on(ranks, options)
+    finally:
+        options.silent = not ranks.speaks
+
+
+def _convert_on(ranks: Ranks, options: argparse.Namespace) -> None:
     refuse_remote(options.source)
     plan = _open_plan(options)
-    _say(problem for problem in plan.problems if problem.level == "warning")
+    if ranks.first:
+        _say(problem for problem in plan.problems if problem.level == "warning")
     plan.check()
     from llamaconv.convert import convert_checkpoint
     from llamaconv.progress import Bar
@@ -227,7 +247,10 @@ def _convert(options: argparse.Namespace) -> None:
             workers=options.workers,
             as_step_0=options.as_step_0,
             progress=bar,
+            ranks=ranks,
         )
+    if not ranks.first:
+        return
     if options.json:
         _print_json(done.to_json())
     elif not options.quiet:

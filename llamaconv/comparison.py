@@ -8,6 +8,8 @@ of rows is in memory at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from llamaconv.oracles import WHOLE_BYTES, Oracle
 from llamaconv.params import LlamaParams
 from llamaconv.plan import Move, Plan
 from llamaconv.problems import some
+from llamaconv.ranks import ALONE, Ranks
 
 Progress = Callable[[int, int], None]
 """Bytes compared so far, and bytes to compare in all."""
@@ -29,7 +32,10 @@ _POSITIONS = (0, 1, 2, 5, 17, 64, 257, 1000)
 
 
 class Comparison:
-    """One pass over both sides: bits of every tensor, scores of every layer."""
+    """One pass over both sides: bits of every tensor, scores of every layer.
+
+    Of several ranks each passes over its share of the moves; `merge` makes their findings one.
+    """
 
     def __init__(self, plan: Plan, source: Oracle, target: Oracle) -> None:
         assert plan.params and plan.source.rope
@@ -39,17 +45,19 @@ class Comparison:
         self.source = source
         self.target = target
         self.wrong_layout = other_layout(plan.source.rope)
-        self.n_elements = self.n_different = self.n_if_wrong = 0
         self.tensors: list[TensorResult] = []
-        self.layers: list[tuple[float, float]] = []
+        self.scores: list[tuple[int, float, float]] = []
         generator = torch.Generator().manual_seed(0)
         shape = (len(_POSITIONS), self.params.dim)
         self._x_PC = torch.randn(shape, generator=generator) / self.params.dim**0.5
         self._projected: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def run(self, progress: Progress) -> None:
+    def run(self, progress: Progress, ranks: Ranks = ALONE) -> None:
         total, done = self.plan.bytes_to_write, 0
-        for batch in _batches(self.plan.written):
+        units = self._units()
+        # On by one: no rank vouches for what it wrote itself from a source as it alone sees it.
+        mine = ranks.share([sum(move.nbytes for move in unit) for unit in units], turn=1)
+        for batch in _batches(move for place in mine for move in units[place]):
             self.source.prefetch([move.source for move in batch])
             self.target.prefetch([move.writes for move in batch])
             for move in batch:
@@ -57,6 +65,31 @@ class Comparison:
                 for n_rows in self._compare(move, row_bytes):
                     done += n_rows * row_bytes
                     progress(done, total)
+
+    def _units(self) -> list[list[Move]]:
+        """The moves, those of a layer's q and k together: their scores need both."""
+        units: dict[object, list[Move]] = {}
+        for move in self.plan.written:
+            known = keys.identify(move.writes, self.plan.target.naming)
+            paired = known is not None and known[0].name in ("wq", "wk")
+            units.setdefault(known[1] if known and paired else move.writes, []).append(move)
+        return list(units.values())
+
+    def findings(self) -> dict[str, Any]:
+        """What was found so far, as JSON can carry it; for `merge`."""
+        return {"tensors": [astuple(tensor) for tensor in self.tensors], "scores": self.scores}
+
+    def merge(self, findings: Iterable[dict[str, Any]]) -> None:
+        """Puts the findings of all ranks, this one's too, in the place of this one's."""
+        findings = list(findings)
+        self.scores = sorted((n, *rest) for one in findings for n, *rest in one["scores"])
+        tensors = {name: (name, *rest) for one in findings for name, *rest in one["tensors"]}
+        self.tensors = [TensorResult(*tensors[move.writes]) for move in self.plan.written]
+
+    @property
+    def layers(self) -> list[tuple[float, float]]:
+        """Each layer's error of the rotated scores, and its yardstick."""
+        return [(error, yardstick) for _, error, yardstick in sorted(self.scores)]
 
     def _compare(self, move: Move, row_bytes: int) -> Iterator[int]:
         """Compares one tensor window by window; yields the rows of each."""
@@ -66,7 +99,7 @@ class Comparison:
         unit = move.shape[0] // heads if heads else 1
         step = max(1, WINDOW_BYTES // (unit * row_bytes)) * unit
         products: list[tuple[Tensor, Tensor]] = []
-        before = self.n_elements, self.n_different, self.n_if_wrong
+        n_elements = n_different = n_if_wrong = 0
         for first in range(0, move.shape[0], step):
             last = min(first + step, move.shape[0])
             source = self.source.rows(move.source, first, last).to(dtype)
@@ -77,17 +110,15 @@ class Comparison:
                 expected, wrong = (other, source) if move.heads else (source, other)
                 if len(move.shape) == 2:
                     products.append((self._x_PC @ source.float().T, self._x_PC @ actual.float().T))
-            self.n_elements += actual.numel()
-            self.n_different += count_different(expected, actual)
-            self.n_if_wrong += count_different(wrong, actual)
+            n_elements += actual.numel()
+            n_different += count_different(expected, actual)
+            n_if_wrong += count_different(wrong, actual)
             yield last - first
-        after = self.n_elements, self.n_different, self.n_if_wrong
-        counts = (now - then for now, then in zip(after, before, strict=True))
-        self.tensors.append(TensorResult(move.writes, *counts))
-        if products and known:
-            self._keep(known[0].name, products)
+        self.tensors.append(TensorResult(move.writes, n_elements, n_different, n_if_wrong))
+        if products and known and known[1] is not None:
+            self._keep(known[0].name, known[1], products)
 
-    def _keep(self, role: str, products: list[tuple[Tensor, Tensor]]) -> None:
+    def _keep(self, role: str, layer: int, products: list[tuple[Tensor, Tensor]]) -> None:
         """q or k of one layer at the positions, both sides; scores once both are there."""
         source_PHD, target_PHD = (
             torch.cat(side, dim=1).unflatten(1, (-1, self.params.head_dim))
@@ -110,19 +141,23 @@ class Comparison:
         error, yardstick = (
             ((side - right)[:, apart].abs().max() / scale).item() for side in (found, wrong)
         )
-        self.layers.append((error, yardstick))
+        self.scores.append((layer, error, yardstick))
 
     def bits_check(self) -> Check:
-        detail = f"all {self.n_elements:,} elements equal the source's, read whole and re-ordered by index"
-        if self.n_different:
+        n_elements, n_different, n_if_wrong = (
+            sum(getattr(tensor, count) for tensor in self.tensors)
+            for count in ("n_elements", "n_different", "n_if_wrong")
+        )
+        detail = (
+            f"all {n_elements:,} elements equal the source's, read whole and re-ordered by index"
+        )
+        if n_different:
             different = [one.name for one in self.tensors if one.n_different]
             detail = (
-                f"{self.n_different:,} of {self.n_elements:,} elements differ, in "
+                f"{n_different:,} of {n_elements:,} elements differ, in "
                 f"{len(different)} tensors: {some(different, 4)}"
             )
-        return Check(
-            "bits", not self.n_different, float(self.n_different), float(self.n_if_wrong), detail
-        )
+        return Check("bits", not n_different, float(n_different), float(n_if_wrong), detail)
 
     def scores_check(self) -> Check:
         value = max((error for error, _ in self.layers), default=float("inf"))

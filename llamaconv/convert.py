@@ -1,22 +1,19 @@
-"""The engine: executes a plan, streaming bounded blocks from source pieces to the target.
+"""Executes a plan: the engine writes, the checks run, the receipt says what was done.
 
-A block is a run of rows of some MiB, or whole heads where rows are re-ordered; it is read,
-re-ordered, cast and written before the next is read, so memory does not grow with the model.
 The target appears under its name only when it is complete, checked and on the disk.
 
-Limit: one process; a few threads, each with its own file.
+Of several ranks each writes some of the files, and rank 0 puts the target in place.
+
+Limit: nothing is taken over from a run that ended before; the next one begins anew.
 """
 
 from __future__ import annotations
 
 import datetime
-import errno
 import os
 import platform
 import shlex
-import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,24 +21,18 @@ from typing import Any
 import safetensors
 import torch
 
-from llamaconv import receipt, rope, verify
+from llamaconv import receipt, verify
 from llamaconv.advice import Advice, advise
+from llamaconv.agreement import agree
 from llamaconv.assets import assets_folder
 from llamaconv.checks import Verification
-from llamaconv.formats import dcp_write, huggingface_write, meta_write
-from llamaconv.pieces import PieceReader, TensorInfo
-from llamaconv.plan import Move, Plan
-from llamaconv.problems import FailedError, Problem, RefusedError
+from llamaconv.engine import Engine
+from llamaconv.plan import Plan
+from llamaconv.problems import FailedError, RefusedError
+from llamaconv.ranks import ALONE, Progress, Ranks
 from llamaconv.staging import check_target, staged
 from llamaconv.tables import Table, size
-from llamaconv.threads import one_thread
 from llamaconv.version import __version__
-
-Progress = Callable[[str, int, int], None]
-"""What is being done ("write" or "verify"), bytes done, bytes in all. Called from threads."""
-
-_BLOCK_BYTES = 4 << 20
-_OPEN_AGAIN = "something else writes to the source; open it again when that has ended"
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,14 +89,20 @@ def convert_checkpoint(
     workers: int | None = None,
     as_step_0: bool = False,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Conversion:
     """Executes ``plan`` and writes the checkpoint at ``target``, complete or not at all.
 
-    ``workers`` threads write, by default one a processor and four at most. ``as_step_0`` takes
-    ``target`` for a TorchTitan dump folder and writes ``target/checkpoint/step-0``.
+    ``workers`` threads write, by default one a processor and four at most, of which the ranks of
+    one host have equal parts. ``as_step_0`` takes ``target`` for a TorchTitan dump folder and
+    writes ``target/checkpoint/step-0``. ``progress`` is called with the bytes of all ranks, on
+    rank 0.
 
-    Raises `RefusedError` before anything is written, `FailedError` where the machine or a
-    check failed; either way what stood at ``target`` stands as it was.
+    With ``ranks`` (`llamaconv.ranks`, inside their ``with``) every rank calls this with its own
+    plan of the same conversion, and every rank gets the same result.
+
+    Raises `RefusedError` before anything is written, `FailedError` where the machine, a check or
+    another rank failed; either way what stood at ``target`` stands as it was.
     """
     plan.check()
     assert plan.params is not None
@@ -115,28 +112,35 @@ def convert_checkpoint(
     if as_step_0:
         target = dump / "checkpoint" / "step-0"
     if workers is None:
-        workers = min(4, os.cpu_count() or 1)
+        workers = min(4, max(1, (os.cpu_count() or 1) // ranks.local_size))
     if not 1 <= workers <= 64:
         raise RefusedError(f"workers is {workers}; a number from 1 to 64 was expected")
-    check_target(target, plan.source.local_path, plan.bytes_to_write, overwrite)
+    agree(plan, {"checks": verified, "as-step-0": as_step_0}, ranks)
+    if ranks.first:
+        check_target(target, plan.source.local_path, plan.bytes_to_write, overwrite)
     if changed := plan.source.changed():
-        raise RefusedError([*changed, Problem(f"{plan.source.path}: {_OPEN_AGAIN}")])
-    with _machine_failures(target), staged(target, overwrite) as folder:
-        engine = _Engine(plan, progress)
+        raise RefusedError(changed)
+    progress = ranks.counted(progress)
+    with staged(target, overwrite, ranks) as folder:
+        engine = Engine(plan, progress, ranks)
         began = time.perf_counter()
         digests = engine.write(folder, workers)
         seconds = time.perf_counter() - began
         if changed := plan.source.changed():
-            raise FailedError([*changed, Problem(f"{plan.source.path}: {_OPEN_AGAIN}")])
+            raise FailedError(changed)
         verification = None
         if verified:
             verification = verify.verify_plan(
-                plan, folder, progress and (lambda done, total: progress("verify", done, total))
+                plan,
+                folder,
+                progress and (lambda done, total: progress("verify", done, total)),
+                ranks,
             )
             if not verification.ok:
                 raise FailedError(verification.problems())
         record = _receipt(plan, digests, verification)
-        receipt.write(folder, record)
+        if ranks.first:
+            receipt.write(folder, record)
     return Conversion(
         plan=plan,
         target=target,
@@ -159,137 +163,6 @@ def _advise(plan: Plan, target: Path, dump: Path | None) -> Advice:
     load = f"AutoModelForCausalLM.from_pretrained({str(target)!r})"
     command = f"python -c {shlex.quote(f'from transformers import AutoModelForCausalLM; {load}')}"
     return Advice("transformers", "", command, "", ())
-
-
-def target_rows(plan: Plan, name: str, first: int, last: int) -> Iterator[bytes]:
-    """The bytes that a conversion would write for rows ``first`` to ``last`` of ``name``.
-
-    ``name`` is a target's; the last row is excluded. Reads these rows, or the heads that they
-    are of, and writes nothing. Raises `FailedError` where the source ends early.
-    """
-    engine = _Engine(plan, None)
-    with engine.reader:
-        yield from map(bytes, engine.blocks(name, first, last))
-
-
-class _Engine:
-    """Turns moves into blocks of target bytes, and counts what passes."""
-
-    def __init__(self, plan: Plan, progress: Progress | None) -> None:
-        assert plan.source.rope is not None
-        self.plan = plan
-        self.layout = plan.source.rope
-        self.moves = {move.writes: move for move in plan.written}
-        self.progress = progress
-        self.total = plan.bytes_to_write
-        self.bytes_read = self.bytes_written = 0
-        self.overflows: dict[str, int] = {}
-        self._lock = threading.Lock()
-        self.reader = PieceReader()
-
-    def write(self, folder: Path, workers: int) -> dict[str, list[str]]:
-        """Writes the target's tensors to ``folder``; digests by tensor."""
-        tensors = [TensorInfo(move.writes, move.dtype, move.shape) for move in self.plan.written]
-        # Writers work side by side, so torch's own threads would only take turns with them.
-        with self.reader, one_thread():
-            digests = self._write_format(folder, tensors, workers)
-        if self.overflows:
-            raise FailedError(
-                Problem(
-                    f"{self.moves[name].source}: {count} finite values become infinite in "
-                    f"{self.moves[name].dtype}; keep the dtype, or choose bfloat16",
-                    (name,),
-                )
-                for name, count in self.overflows.items()
-            )
-        return digests
-
-    def _write_format(
-        self, folder: Path, tensors: list[TensorInfo], workers: int
-    ) -> dict[str, list[str]]:
-        target, params = self.plan.target, self.plan.params
-        assert params is not None
-        if target.to == "dcp":
-            return dcp_write.write(folder, tensors, target.shards, self.blocks, workers)
-        assets = assets_folder(self.plan.source, target)
-        if target.to == "meta":
-            meta_write.write_params(folder, params, assets)
-            return meta_write.write(folder, tensors, target.shards, self.blocks, workers)
-        dtypes = {tensor.dtype for tensor in tensors}
-        huggingface_write.write_assets(folder, params, dtypes, assets)
-        return huggingface_write.write(folder, tensors, target.max_shard_size, self.blocks, workers)
-
-    def blocks(self, name: str, first: int, last: int) -> Iterator[memoryview]:
-        """The target's bytes of rows ``first`` to ``last``, a block at a time.
-
-        A block is valid until the next is asked for: its buffer is used again.
-        """
-        move = self.moves[name]
-        source = self.plan.source.tensors[move.source]
-        unit = move.shape[0] // move.heads if move.heads else 1
-        step = max(1, _BLOCK_BYTES // (unit * max(1, source.row_bytes))) * unit
-        buffer = memoryview(bytearray(min(step, source.n_rows) * source.row_bytes))
-        # Rows of a chunk may begin inside a head: whole heads are read, the wanted rows leave.
-        for begin in range(first - first % unit, last, step):
-            end = min(begin + step, last + -last % unit)
-            block = buffer[: (end - begin) * source.row_bytes]
-            self.reader.read_rows(source, begin, end, block)
-            out = self._transform(move, source, block)
-            row_bytes = len(out) // (end - begin)
-            out = out[
-                (max(first, begin) - begin) * row_bytes : (min(last, end) - begin) * row_bytes
-            ]
-            self._count(len(block), len(out))
-            yield out
-
-    def _transform(self, move: Move, source: TensorInfo, block: memoryview) -> memoryview:
-        """A block of source rows as the target's: re-ordered, then cast."""
-        if not move.heads and move.dtype == source.dtype:
-            return block
-        rows = torch.frombuffer(block, dtype=getattr(torch, source.dtype))
-        rows = rows.view(-1, *source.shape[1:])
-        if move.heads:
-            heads = rows.shape[0] * move.heads // move.shape[0]
-            rows = rope.relayout(rows, heads, self.layout, self.plan.target.layout)
-        dtype = getattr(torch, move.dtype)
-        out = memoryview(bytearray(rows.numel() * dtype.itemsize))
-        # copy_ casts; a view over the bytes needs no numpy to get at them.
-        target = torch.frombuffer(out, dtype=dtype).view(rows.shape).copy_(rows)
-        if move.dtype != source.dtype:
-            self._count_overflow(move, rows, target)
-        return out
-
-    def _count_overflow(self, move: Move, rows: torch.Tensor, target: torch.Tensor) -> None:
-        if count := int((target.isinf() & rows.isfinite()).sum()):
-            with self._lock:
-                self.overflows[move.writes] = self.overflows.get(move.writes, 0) + count
-
-    def _count(self, n_read: int, n_written: int) -> None:
-        with self._lock:
-            self.bytes_read += n_read
-            self.bytes_written += n_written
-            done = self.bytes_written
-        if self.progress:
-            self.progress("write", done, self.total)
-
-
-class _machine_failures:
-    """Turns what the machine raises while a target is written into one `FailedError`."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                reason = f"{reason}: the disk is full; free some space or choose another target"
-            raise FailedError(
-                f"{error.filename or self.target}: {reason}; the target is as it was before"
-            ) from error
 
 
 def _receipt(

@@ -188,7 +188,10 @@ class Checkpoint:
     def changed(self) -> list[Problem]:
         """One for each file that has gone, or is not as it was when its header was read."""
         return [
-            Problem(f"{file}: {'has changed' if now else 'has gone'} since it was opened")
+            Problem(
+                f"{file}: {'has changed' if now else 'has gone'} since it was opened; open the "
+                "source again when nothing writes to it"
+            )
             for file, before in self.seen.items()
             if (now := _state(file)) != before
         ]

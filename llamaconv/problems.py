@@ -29,7 +29,12 @@ def warning(message: str, names: Iterable[str] = ()) -> Problem:
 
 
 class LlamaconvError(Exception):
-    """Base of both; ``problems`` holds what `str` shows a line each."""
+    """Base of both; ``problems`` holds what `str` shows a line each.
+
+    ``status`` is the command line's exit status for it.
+    """
+
+    status = 1
 
     def __init__(self, problems: Problem | str | Iterable[Problem]) -> None:
         if isinstance(problems, str):
@@ -51,6 +56,8 @@ class LlamaconvError(Exception):
 
 class RefusedError(LlamaconvError):
     """The request or the input is refused; nothing was written. Exit status 2."""
+
+    status = 2
 
 
 class FailedError(LlamaconvError):

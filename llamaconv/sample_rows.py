@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from llamaconv import rope
-from llamaconv.convert import target_rows
+from llamaconv.engine import target_rows
 from llamaconv.pieces import WEIGHT_DTYPES, PieceReader, TensorInfo
 from llamaconv.plan import Move, Plan
 from llamaconv.problems import FailedError, RefusedError

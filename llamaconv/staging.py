@@ -3,7 +3,7 @@
 The sibling is called ``NAME.llamaconv-partial``. It is locked while a process fills it, so
 that two conversions to one target cannot mix; one that a killed run left is cleared.
 
-Limit: POSIX. Where the kernel cannot exchange two names at once (other than Linux), an
+Limit: POSIX. A lock on a network's filesystem may hold for one host only. Where the kernel cannot exchange two names at once (other than Linux), an
 overwritten target is away for the moment between two renames.
 """
 
@@ -14,12 +14,14 @@ import errno
 import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from llamaconv.formats.huggingface import ASSETS
-from llamaconv.problems import RefusedError, some
+from llamaconv.problems import FailedError, RefusedError, some
+from llamaconv.ranks import ALONE, Ranks
 
 SUFFIX = ".llamaconv-partial"
 _RECEIPT, _METADATA = "llamaconv.json", ".metadata"
@@ -77,14 +79,34 @@ def _existing_parent(target: Path) -> Path:
 
 
 @contextmanager
-def staged(target: Path, overwrite: bool) -> Iterator[Path]:
+def staged(target: Path, overwrite: bool, ranks: Ranks = ALONE) -> Iterator[Path]:
     """A folder to fill; it takes the name ``target`` when the block ends, and not before.
 
     When the block raises, it is removed and whatever stood at ``target`` stands as it was.
-    Raises `RefusedError` where another process fills the same target.
+    Of several ranks, rank 0 makes it, and puts it in place once every rank's block has ended.
+    Raises `RefusedError` where another process fills the same target, or where a rank does not
+    see the folder; what the machine raises leaves as `FailedError`.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with _machine_failures(target), _made(target, overwrite, ranks) as folder:
+        try:
+            _check_shared(folder, ranks)
+            with _machine_failures(target):
+                yield folder
+            ranks.together(None)
+        except BaseException as error:
+            # Before the folder is removed: nobody writes to it any more.
+            ranks.end(error)
+            raise
+    ranks.from_first()
+
+
+@contextmanager
+def _made(target: Path, overwrite: bool, ranks: Ranks) -> Iterator[Path]:
     partial = target.with_name(target.name + SUFFIX)
+    if not ranks.first:
+        yield partial
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
     partial.mkdir(exist_ok=True)
     lock = os.open(partial, os.O_RDONLY)
     try:
@@ -111,6 +133,39 @@ def staged(target: Path, overwrite: bool) -> Iterator[Path]:
             raise
     finally:
         os.close(lock)
+
+
+def _check_shared(folder: Path, ranks: Ranks) -> None:
+    """Raises the same `RefusedError` on every rank where one does not see rank 0's folder."""
+    if ranks.size == 1:
+        return
+    name = f"shared-by-ranks-{uuid.uuid4().hex}"
+    if ranks.first:
+        (folder / name).touch()
+    name = ranks.from_first(name)
+    seen = ranks.together((folder / name).exists())
+    if ranks.first:
+        (folder / name).unlink()
+    if not all(seen):
+        blind = ", ".join(str(rank) for rank, sees in enumerate(seen) if not sees)
+        raise RefusedError(
+            f"{folder}: rank {blind} does not see the folder that rank 0 has made; the target must "
+            "lie on a filesystem that every host shares, under the same path"
+        )
+
+
+@contextmanager
+def _machine_failures(target: Path) -> Iterator[None]:
+    """Turns what the machine raises while a target is written into one `FailedError`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = f"{reason}: the disk is full; free some space or choose another target"
+        raise FailedError(
+            f"{error.filename or target}: {reason}; the target is as it was before"
+        ) from error
 
 
 def _clear(folder: Path) -> None:

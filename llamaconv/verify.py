@@ -16,8 +16,9 @@ Memory stays bounded: tensors are compared a window of whole heads or of rows at
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from llamaconv.pieces import Checkpoint
 from llamaconv.plan import CHOICES, Plan, Target
 from llamaconv.planner import make_plan
 from llamaconv.problems import LlamaconvError, RefusedError, some
+from llamaconv.ranks import ALONE, OtherRankError, Ranks
 from llamaconv.remote import refuse_remote
 from llamaconv.sample import held_out_text
 
@@ -76,26 +78,43 @@ def verify_checkpoint(
     return verify_plan(plan, Path(target), progress)
 
 
-def verify_plan(plan: Plan, folder: Path, progress: Progress | None = None) -> Verification:
-    """Checks that ``folder`` holds what ``plan`` says, see the module's text."""
-    try:
-        target = open_checkpoint(folder)
-    except RefusedError as error:
-        nothing = float(len(plan.written))
-        return Verification((Check("structure", False, nothing, None, error.problems[0].message),))
-    structure = _check_structure(plan, target)
+def verify_plan(
+    plan: Plan, folder: Path, progress: Progress | None = None, ranks: Ranks = ALONE
+) -> Verification:
+    """Checks that ``folder`` holds what ``plan`` says, see the module's text.
+
+    Several ranks share the bits and the scores; rank 0 checks the rest. All get the same.
+    """
+    found = None
+    if ranks.first:
+        try:
+            found = _check_structure(plan, open_checkpoint(folder))
+        except RefusedError as error:
+            nothing = float(len(plan.written))
+            found = Check("structure", False, nothing, None, error.problems[0].message)
+    structure = Check(**ranks.from_first(found and asdict(found)))
     if not structure.ok:
         return Verification((structure,))
-    here, there = oracle(plan.source), oracle(target)
+    said: dict[str, Any] = {}
     try:
+        here, there = oracle(plan.source), oracle(open_checkpoint(folder))
         comparison = Comparison(plan, here, there)
-        comparison.run(progress or (lambda done, total: None))
+        comparison.run(progress or (lambda done, total: None), ranks)
+        said = comparison.findings()
+    except OtherRankError:
+        raise
     except _UNREADABLE as error:
-        detail = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Verification((structure, Check("bits", False, float("inf"), None, detail)))
+        said = {"unreadable": f"{type(error).__name__}: {error}".splitlines()[0]}
+    findings = ranks.together(said)
+    for one in findings:
+        if "unreadable" in one:
+            check = Check("bits", False, float("inf"), None, one["unreadable"])
+            return Verification((structure, check))
+    comparison.merge(findings)
     checks = [structure, comparison.bits_check(), comparison.scores_check()]
     if max(plan.bytes_to_read, plan.bytes_to_write) <= _FORWARD_BYTES:
-        checks += _check_forward(plan, here, there)
+        forward = _check_forward(plan, here, there) if ranks.first else []
+        checks += [Check(**one) for one in ranks.from_first([asdict(one) for one in forward])]
     return Verification(tuple(checks), tuple(comparison.layers), tuple(comparison.tensors))
 
 

@@ -23,17 +23,18 @@ from llamaconv import (
     RefusedError,
     Target,
     convert_checkpoint,
+    engine,
     keys,
     make_plan,
     open_checkpoint,
 )
-from llamaconv import convert as engine
+from llamaconv.convert import Conversion
 from llamaconv.params import LlamaParams
 from llamaconv.pieces import PieceReader
 from llamaconv.sample_rows import sample_rows
 
 Load = Callable[[Path], dict[str, Tensor]]
-Convert = Callable[..., engine.Conversion]
+Convert = Callable[..., Conversion]
 
 WIDE = replace(checkpoints.GQA, dim=48, n_heads=4, n_kv_heads=2, head_dim=16)
 MHA = replace(checkpoints.GQA, n_kv_heads=8)
@@ -204,7 +205,7 @@ def test_the_same_conversion_gives_the_same_bytes_with_any_number_of_threads(
 class TestTarget:
     """The target is complete or not there."""
 
-    def run(self, source: Path, target: Path, **options: Any) -> engine.Conversion:
+    def run(self, source: Path, target: Path, **options: Any) -> Conversion:
         return convert_checkpoint(make_plan(open_checkpoint(source)), target, **options)
 
     def test_one_that_exists_is_refused_and_stays(self, source: Path, tmp_path: Path) -> None:
@@ -343,9 +344,9 @@ class TestTarget:
         self, source: Path, tmp_path: Path, number: signal.Signals
     ) -> None:
         slow = (
-            "import sys, time; from llamaconv import convert; from llamaconv.cli import main;"
-            "count = convert._Engine._count;"
-            "convert._Engine._count = lambda *a: (time.sleep(0.1), count(*a));"
+            "import sys, time; from llamaconv.engine import Engine; from llamaconv.cli import main;"
+            "count = Engine._count;"
+            "Engine._count = lambda *a: (time.sleep(0.1), count(*a));"
             f"sys.exit(main(['convert', {str(source)!r}, {str(tmp_path / 'target')!r}]))"
         )
         process = subprocess.Popen([sys.executable, "-c", slow], stderr=subprocess.PIPE, text=True)

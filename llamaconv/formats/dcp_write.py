@@ -18,7 +18,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,14 +43,19 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from llamaconv.formats.blocks import Blocks
+from llamaconv.formats.blocks import Blocks, File, write_files
 from llamaconv.formats.torch_stream import save_streamed
 from llamaconv.pieces import TensorInfo
-from llamaconv.problems import FailedError
+from llamaconv.ranks import ALONE, Ranks
 
 
 def write(
-    folder: Path, tensors: Sequence[TensorInfo], shards: int, blocks: Blocks, workers: int
+    folder: Path,
+    tensors: Sequence[TensorInfo],
+    shards: int,
+    blocks: Blocks,
+    workers: int,
+    ranks: Ranks = ALONE,
 ) -> dict[str, list[str]]:
     """Write a checkpoint of ``tensors`` (pieces not needed) to ``folder``.
 
@@ -58,7 +63,13 @@ def write(
     xxh3-128 digest of each chunk's bytes, in order, by tensor. Raises what ``blocks`` raises,
     and ``OSError`` from the disk.
     """
-    writer = _StreamWriter(folder, blocks, workers)
+    writer = _StreamWriter(folder, blocks, workers, ranks)
+    planner = _ChunkPlanner(tensors, shards)
+    if not ranks.first:
+        # Rank 0's torch makes the metadata, of what all ranks wrote; the files are the same
+        # however many ranks there are.
+        writer.write_items(planner.create_local_plan().items)
+        return writer.digests()
     try:
         with warnings.catch_warnings():
             # torch says on every save of one process that it saves in one process.
@@ -66,7 +77,7 @@ def write(
             dcp_save(
                 {},  # the planner knows the tensors, there are none in memory
                 storage_writer=writer,
-                planner=_ChunkPlanner(tensors, shards),
+                planner=planner,
                 no_dist=True,
             )
     except CheckpointException as wrapped:
@@ -110,11 +121,12 @@ class _ChunkPlanner(DefaultSavePlanner):
 class _StreamWriter(FileSystemWriter):
     """Torch's file layout and metadata; the bytes come from ``blocks`` instead of tensors."""
 
-    def __init__(self, folder: Path, blocks: Blocks, workers: int) -> None:
+    def __init__(self, folder: Path, blocks: Blocks, workers: int, ranks: Ranks) -> None:
         super().__init__(folder)
+        self.folder = folder
         self.blocks = blocks
         self.workers = workers
-        self.stop = threading.Event()
+        self.ranks = ranks
         self._digests: dict[tuple[str, int], str] = {}
 
     def storage_meta(self) -> StorageMeta:
@@ -123,33 +135,40 @@ class _StreamWriter(FileSystemWriter):
         return StorageMeta()
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        names = (f"{plan.storage_data.prefix}{number}.distcp" for number in range(1 << 30))
-        files = list(zip(names, _files(plan.items), strict=False))
-        with ThreadPoolExecutor(self.workers) as pool:
-            jobs = [pool.submit(self._write_file, name, items) for name, items in files]
-            try:
-                results = [result for job in jobs for result in job.result()]
-            except BaseException:
-                self.stop.set()
-                raise
-        # A thread that lost its work must not end in metadata over bytes that are not there.
-        if {result.index for result in results} != {item.index for item in plan.items}:
-            raise FailedError("what was written is not what was planned; this is a bug")
         future: Future[list[WriteResult]] = Future()
-        future.set_result(results)
+        future.set_result(self.write_items(plan.items))
         return future
 
-    def _write_file(self, name: str, items: list[WriteItem]) -> list[WriteResult]:
+    def write_items(self, items: list[WriteItem]) -> list[WriteResult]:
+        """Writes this rank's share of the files; the results and digests of all ranks' entries."""
+        by_file = list(_files(items))
+        files = [
+            # Named as torch names the files of its first rank.
+            File(f"__0_{number}.distcp", sum(map(_nbytes, group)), partial(self._write_file, group))
+            for number, group in enumerate(by_file)
+        ]
         results = []
-        with open(Path(self.path) / name, "xb", buffering=0) as file:
-            for item in items:
-                if self.stop.is_set():
-                    break
-                results.append(self._write_entry(file, name, item))
-            os.fsync(file.fileno())
+        found = write_files(self.folder, files, self.workers, self.ranks)
+        for file, group, entries in zip(files, by_file, found, strict=True):
+            for item, (begin, length, digest) in zip(group, entries, strict=True):
+                assert item.index.offset is not None
+                self._digests[item.index.fqn, item.index.offset[0]] = digest
+                place = _StorageInfo(file.name, begin, length)
+                results.append(WriteResult(item.index, length, place))
         return results
 
-    def _write_entry(self, file: BinaryIO, name: str, item: WriteItem) -> WriteResult:
+    def _write_file(
+        self, items: list[WriteItem], path: Path, stop: threading.Event
+    ) -> list[tuple[int, int, str]]:
+        """Begin, length in bytes, and digest of each item's entry."""
+        with open(path, "xb", buffering=0) as file:
+            entries = [self._write_entry(file, item, stop) for item in items]
+            os.fsync(file.fileno())
+        return entries
+
+    def _write_entry(
+        self, file: BinaryIO, item: WriteItem, stop: threading.Event
+    ) -> tuple[int, int, str]:
         assert item.tensor_data and item.index.offset is not None
         begin = file.tell()
         first, n_rows = item.index.offset[0], item.tensor_data.chunk.sizes[0]
@@ -157,14 +176,8 @@ class _StreamWriter(FileSystemWriter):
         # that, but the first one imports a compiler, over a second.)
         tensor = torch.empty(item.tensor_data.chunk.sizes, dtype=item.tensor_data.properties.dtype)
         payload = self.blocks(item.index.fqn, first, first + n_rows)
-        (digest,) = save_streamed(tensor, file, [payload], self.stop)
-        self._digests[item.index.fqn, first] = digest
-        length = file.tell() - begin
-        return WriteResult(
-            index=item.index,
-            size_in_bytes=length,
-            storage_data=_StorageInfo(name, begin, length),
-        )
+        (digest,) = save_streamed(tensor, file, [payload], stop)
+        return begin, file.tell() - begin, digest
 
     def digests(self) -> dict[str, list[str]]:
         by_name: dict[str, list[str]] = {}

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,24 @@ import xxhash
 
 from llamaconv.config import to_config
 from llamaconv.files import read_json
-from llamaconv.formats.blocks import Blocks, write_all
+from llamaconv.formats.blocks import Blocks, File, write_all, write_files
 from llamaconv.formats.huggingface import ASSETS, INDEX, SINGLE
 from llamaconv.formats.safetensors_header import DTYPES
 from llamaconv.params import LlamaParams
 from llamaconv.pieces import TensorInfo
+from llamaconv.problems import FailedError
+from llamaconv.ranks import ALONE, Ranks
 
 _STORED = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write(
-    folder: Path, tensors: Sequence[TensorInfo], max_shard_size: int, blocks: Blocks, workers: int
+    folder: Path,
+    tensors: Sequence[TensorInfo],
+    max_shard_size: int,
+    blocks: Blocks,
+    workers: int,
+    ranks: Ranks = ALONE,
 ) -> dict[str, list[str]]:
     """Write ``tensors`` (pieces not needed) as shards of at most ``max_shard_size`` bytes each.
 
@@ -40,19 +48,14 @@ def write(
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     if len(shards) == 1:
         names = [SINGLE]
+    files = [
+        File(name, sum(tensor.nbytes for tensor in shard), partial(_write_shard, shard, blocks))
+        for name, shard in zip(names, shards, strict=True)
+    ]
     digests: dict[str, list[str]] = {}
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = [
-            pool.submit(_write_shard, folder / name, shard, blocks)
-            for name, shard in zip(names, shards, strict=True)
-        ]
-        try:
-            for job in jobs:
-                digests |= job.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    if len(shards) > 1:
+    for found in write_files(folder, files, workers, ranks):
+        digests |= found
+    if len(shards) > 1 and ranks.first:
         weight_map = {
             tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard
         }
@@ -74,7 +77,9 @@ def _shards(tensors: Sequence[TensorInfo], most: int) -> Iterator[list[TensorInf
         yield shard
 
 
-def _write_shard(path: Path, shard: list[TensorInfo], blocks: Blocks) -> dict[str, list[str]]:
+def _write_shard(
+    shard: list[TensorInfo], blocks: Blocks, path: Path, stop: threading.Event
+) -> dict[str, list[str]]:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in shard:
@@ -93,6 +98,8 @@ def _write_shard(path: Path, shard: list[TensorInfo], blocks: Blocks) -> dict[st
         for tensor in shard:
             digest = xxhash.xxh3_128()
             for block in blocks(tensor.name, 0, tensor.n_rows):
+                if stop.is_set():
+                    raise FailedError("stopped, another thread failed")
                 digest.update(block)
                 write_all(file, block)
             digests[tensor.name] = [digest.hexdigest()]

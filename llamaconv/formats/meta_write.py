@@ -12,39 +12,44 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamaconv import keys
-from llamaconv.formats.blocks import Blocks
+from llamaconv.formats.blocks import Blocks, File, write_files
 from llamaconv.formats.torch_stream import save_streamed
 from llamaconv.params import LlamaParams
 from llamaconv.params_json import to_params_json
 from llamaconv.pieces import DTYPE_BYTES, TensorInfo
+from llamaconv.ranks import ALONE, Ranks
 
 
 def write(
-    folder: Path, tensors: Sequence[TensorInfo], n_files: int, blocks: Blocks, workers: int
+    folder: Path,
+    tensors: Sequence[TensorInfo],
+    n_files: int,
+    blocks: Blocks,
+    workers: int,
+    ranks: Ranks = ALONE,
 ) -> dict[str, list[str]]:
     """Write ``tensors`` (pieces not needed) to ``n_files`` model-parallel files.
 
     Returns the xxh3-128 digest of each part's bytes by tensor, a norm's once for its copies.
     Raises what ``blocks`` raises, and ``OSError``.
     """
-    stop = threading.Event()
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = [
-            pool.submit(_write_file, folder, tensors, number, n_files, blocks, stop)
-            for number in range(n_files)
-        ]
-        try:
-            digests = [job.result() for job in jobs]
-        except BaseException:
-            stop.set()
-            raise
+    nbytes = sum(tensor.nbytes for tensor in tensors) // n_files
+    files = [
+        File(
+            f"consolidated.{number:02d}.pth",
+            nbytes,
+            partial(_write_file, tensors, number, n_files, blocks),
+        )
+        for number in range(n_files)
+    ]
+    digests = write_files(folder, files, workers, ranks)
     return {
         tensor.name: [digests[n][i] for n in range(n_files if len(tensor.shape) == 2 else 1)]
         for i, tensor in enumerate(tensors)
@@ -52,11 +57,11 @@ def write(
 
 
 def _write_file(
-    folder: Path,
     tensors: Sequence[TensorInfo],
     number: int,
     n_files: int,
     blocks: Blocks,
+    path: Path,
     stop: threading.Event,
 ) -> list[str]:
     parts = [_part(tensor, number, n_files) for tensor in tensors]
@@ -69,7 +74,7 @@ def _write_file(
         _payload(tensor, start, shape, blocks)
         for tensor, (start, shape) in zip(tensors, parts, strict=True)
     )
-    with open(folder / f"consolidated.{number:02d}.pth", "xb", buffering=0) as file:
+    with open(path, "xb", buffering=0) as file:
         digests = save_streamed(state, file, payloads, stop)
         os.fsync(file.fileno())
     return digests

@@ -24,7 +24,8 @@ from llamaconv.staging import check_target
 from llamaconv.tables import size
 
 if TYPE_CHECKING:
-    from llamaconv.convert import Conversion, Progress
+    from llamaconv.convert import Conversion
+    from llamaconv.ranks import Progress
 
 _NOTEBOOK = "4-convert.ipynb"
 
