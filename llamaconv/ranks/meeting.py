@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from llamaconv.problems import FailedError, LlamaconvError
 from llamaconv.ranks import OtherRankError, Progress, Ranks
-from llamaconv.ranks.watch import BEAT_SECONDS, Failure, Watch
+from llamaconv.ranks.watch import BEAT_SECONDS, Failure, Watch, notice_lost_host
 
 # Until all are there, and until all have stopped.
 _MEET_SECONDS = 300.0
@@ -47,7 +47,7 @@ class Meeting(Ranks):
         self.rank, self.size, self.local_size = rank, size, local_size
         self.place = place
         self._turn = 0
-        self._met = self._ending = False
+        self._met = self._ending = self._lost = False
         self._progress: Progress | None = None
         self._count = self._drawn = ("", 0, 0)
         self._over = threading.Event()
@@ -57,12 +57,11 @@ class Meeting(Ranks):
     def __enter__(self) -> Ranks:
         try:
             store = self._find_store()
+            notice_lost_host(int(self.place.rpartition(":")[2]))
             # After a restart of torchrun's the same store may be there, with what was said before.
             restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             self._watch = Watch(PrefixStore(f"llamaconv/{restart}", store), self.rank, self.size)
             self._watch.meet(_MEET_SECONDS)
-            # From here on the store answers at once, or its host cannot be reached.
-            store.set_timeout(timedelta(seconds=_STOP_SECONDS))
         except RuntimeError as error:
             raise FailedError(
                 f"rank {self.rank} of {self.size} found no store at {self.place}: {_line(error)}"
@@ -209,7 +208,10 @@ class Meeting(Ranks):
             # torchrun terminates the ranks that end last; let them end with their own status.
             signal.signal(signal.SIGTERM, signal.SIG_IGN if error else self._handler)
         failure = watch.failure
-        if isinstance(error, KeyboardInterrupt) and failure and failure.status != 130:
+        if failure is None or error is None or failure.status == 130:
+            return
+        # torchrun's signal, or a folder that has gone, only follow from the reason.
+        if self._lost or isinstance(error, KeyboardInterrupt):
             raise _other(failure) from None
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
@@ -229,6 +231,7 @@ class Meeting(Ranks):
 
     def _lose(self, error: RuntimeError) -> None:
         """The store has gone: the first of this host's ranks that are left says so."""
+        self._lost = True
         watch = self._watch
         here = watch.here()
         if 0 not in here:

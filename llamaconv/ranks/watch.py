@@ -26,6 +26,13 @@ from llamaconv.problems import FailedError
 BEAT_SECONDS = 0.5
 # Of a rank on another host: its process may wait for a slow disk, its thread that beats does not.
 _SILENT_SECONDS = 15.0
+# What was sent but not taken, and a connection without an answer, ends after 15 s as well.
+_KEEP_ALIVE = {
+    socket.TCP_USER_TIMEOUT: 15_000,  # milliseconds
+    socket.TCP_KEEPIDLE: 5,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 2,
+}
 
 
 @dataclass(frozen=True)
@@ -165,6 +172,27 @@ class Watch:
     def close(self) -> None:
         for descriptor in self._lives:
             os.close(descriptor)
+
+
+def notice_lost_host(port: int) -> None:
+    """Has the kernel end this process's connections to ``port`` where their host is lost.
+
+    Torch waits for an answer of its store without a limit, and gives no way to its socket.
+    """
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        try:
+            connection = socket.socket(fileno=os.dup(int(name)))
+        except OSError:
+            continue  # no socket
+        with connection:
+            try:
+                if connection.getpeername()[1] != port:
+                    continue
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, value in _KEEP_ALIVE.items():
+                    connection.setsockopt(socket.IPPROTO_TCP, option, value)
+            except (OSError, IndexError):
+                continue  # a socket of another kind
 
 
 def _own_life() -> dict[str, Any]:
