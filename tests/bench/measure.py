@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,9 @@ _RESERVE = 1 << 30
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a command took. Memory in bytes: resident (pages of files included), anonymous.
+    """What a command took. Memory in bytes: resident, of which anonymous, of which pages of files.
+
+    Each is the peak of its own, so the last two may add up to more than the first.
 
     ``asked`` and ``handed`` are the bytes of its read and write calls, ``read`` and ``written``
     those that went to the disk. ``failure`` is empty, or why it did not end well, in words.
@@ -33,6 +35,7 @@ class Measurement:
     seconds: float
     resident: int
     anonymous: int
+    mapped: int
     asked: int
     handed: int
     read: int
@@ -46,8 +49,12 @@ def run(
     *,
     environment: Mapping[str, str] | None = None,
     sync: Path | None = None,
+    look: Callable[[int], None] = lambda pid: None,
 ) -> Measurement:
-    """Runs ``command`` to its end; the fsync of what is in ``sync`` is part of its time."""
+    """Runs ``command`` to its end; the fsync of what is in ``sync`` is part of its time.
+
+    ``look`` is called with the process's id some times a second.
+    """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
         before = _bytes(Path("/proc/self/io"))
         began = time.perf_counter()
@@ -55,7 +62,7 @@ def run(
             [*command], stdout=out, stderr=error, env=environment, start_new_session=True
         )
         try:
-            resident, anonymous, failure = _watch(process)
+            *peaks, failure = _watch(process, look)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -69,23 +76,27 @@ def run(
         if process.returncode and not failure:
             failure = _why(process.returncode, error.read())
         counts = [after[name] - before[name] for name in before]
-        return Measurement(seconds, resident, anonymous, *counts, out.read(), failure)
+        return Measurement(seconds, *peaks, *counts, out.read(), failure)
 
 
-def _watch(process: subprocess.Popen[bytes]) -> tuple[int, int, str]:
-    """Peak resident and anonymous bytes of ``process`` and its children, once it has ended."""
-    resident = anonymous = 0
+def _watch(
+    process: subprocess.Popen[bytes], look: Callable[[int], None]
+) -> tuple[int, int, int, str]:
+    """Peaks of ``process`` and its children (resident, anonymous, of files), once it has ended."""
+    resident = anonymous = mapped = 0
     failure = ""
     while process.poll() is None:
         looks = [_status(pid) for pid in _tree(process.pid)]
-        resident = max(resident, *(look["VmHWM"] for look in looks), _sum(looks, "VmRSS"))
+        resident = max(resident, *(one["VmHWM"] for one in looks), _sum(looks, "VmRSS"))
         anonymous = max(anonymous, _sum(looks, "RssAnon"))
+        mapped = max(mapped, _sum(looks, "RssFile"))
         available = _status_file(Path("/proc/meminfo"))["MemAvailable"]
         if available < _RESERVE and not failure:
             os.killpg(process.pid, signal.SIGKILL)
             failure = f"stopped at {anonymous / 1e9:.1f} GB of memory, the machine had no more"
+        look(process.pid)
         time.sleep(_LOOK_SECONDS)
-    return resident, anonymous, failure
+    return resident, anonymous, mapped, failure
 
 
 def _sum(looks: list[dict[str, int]], name: str) -> int:
@@ -109,7 +120,7 @@ def _status(pid: int) -> dict[str, int]:
         found = _status_file(Path(f"/proc/{pid}/status"))
     except OSError:
         found = {}
-    return {name: found.get(name, 0) for name in ("VmHWM", "VmRSS", "RssAnon")}
+    return {name: found.get(name, 0) for name in ("VmHWM", "VmRSS", "RssAnon", "RssFile")}
 
 
 def _status_file(path: Path) -> dict[str, int]:
@@ -160,7 +171,7 @@ def cache(files: Path, *, warm: bool) -> None:
 
 
 def machine() -> dict[str, object]:
-    """Cores, memory, kernel, and the free space is the caller's to ask."""
+    """Cores, bytes of memory, kernel."""
     return {
         "cores": len(os.sched_getaffinity(0)),
         "memory": _status_file(Path("/proc/meminfo"))["MemTotal"],

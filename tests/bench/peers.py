@@ -12,12 +12,19 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "interop"))
+import titan_env  # noqa: E402
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A program to compare with: directions, script, environment, what it does otherwise."""
+    """A program to compare with: directions, script, environment, what it does otherwise.
+
+    A DCP that it reads has the key names of its ``generation``.
+    """
 
     name: str
     directions: tuple[str, ...]
@@ -25,6 +32,7 @@ class Peer:
     otherwise: str
     environment: str = ""
     installs: tuple[str, ...] = ()
+    generation: str = "titan-0.3"
 
     def command(self, envs: Path) -> list[str]:
         """How it is called, source and target apart. Raises `RuntimeError` without environment."""
@@ -33,23 +41,15 @@ class Peer:
 
     def _python(self, envs: Path) -> Path:
         os.environ["LLAMACONV_INTEROP_ENVS"] = str(envs)
-        sys.path.insert(0, str(HERE.parent / "interop"))
-        import pytest
-        import titan_env
-
-        installs = self.installs or next(
-            release.installs
-            for release in titan_env.RELEASES
-            if self.environment == f"torchtitan-{release.version}"
-        )
         try:
-            return titan_env.make_environment(self.environment, installs)
+            return titan_env.make_environment(self.environment, self.installs)
         except pytest.fail.Exception as error:
             last = str(error).strip().splitlines()[-1]
             raise RuntimeError(f"could not be installed: {last}") from None
 
 
-_TITAN = "writes float32, twice the bytes; builds the model first"
+_TITAN = "writes float32, twice the bytes; to Hugging Face each file twice, its parts too"
+_RELEASE = {release.version: release.installs for release in titan_env.RELEASES}
 PEERS = [
     Peer(
         "load everything",
@@ -68,7 +68,9 @@ PEERS = [
         ("hf-dcp", "dcp-hf", "cast"),
         "titan_convert.py",
         f"{_TITAN}; its names",
-        "torchtitan-0.2.2",
+        "torchtitan-0.2.2-safetensors",
+        (*_RELEASE["0.2.2"], "safetensors"),
+        "titan-0.2",
     ),
     Peer(
         "TorchTitan 0.3.0",
@@ -76,6 +78,7 @@ PEERS = [
         "titan_convert.py",
         _TITAN,
         "torchtitan-0.3.0",
+        _RELEASE["0.3.0"],
     ),
     Peer(
         "torchtune 0.6.1",
@@ -83,7 +86,8 @@ PEERS = [
         "torchtune_convert.py",
         "torchtune's names",
         "torchtune-0.6.1",
-        ("torchtune==0.6.1 torchao",),
+        # A later torchao lacks what torchtune imports, an earlier one does not import with torch 2.13.
+        ("torchtune==0.6.1 torchao==0.15.0",),
     ),
     Peer(
         "torch, dcp_to_torch_save",

@@ -28,13 +28,24 @@ TITLES = {
 }
 
 
+def machine() -> Row:
+    """What everything is measured on."""
+    today = datetime.date.today().isoformat()
+    return {**measure.machine(), "torch": version("torch"), "date": today}
+
+
+def machine_line(about: Row) -> str:
+    return (
+        f"{about['cores']} cores, {about['memory'] / 1e9:.0f} GB of memory, {about['system']}, "
+        f"torch {about['torch']}, {about['date']}."
+    )
+
+
 def about(folder: Path, params: Any, n_bytes: int, warm: bool, pairs: int) -> Row:
     """What was measured on what, for the head of the report."""
     return {
-        **measure.machine(),
+        **machine(),
         "disk_free": shutil.disk_usage(folder).free,
-        "torch": version("torch"),
-        "date": datetime.date.today().isoformat(),
         "bytes": n_bytes,
         "params": asdict(params),
         "cache": "warm" if warm else "cold",
@@ -54,7 +65,7 @@ def row(
     seconds = [run.seconds for run in runs]
     largest = {
         name: max(getattr(run, name) for run in runs)
-        for name in ("resident", "anonymous", "asked", "handed", "read", "written")
+        for name in ("resident", "anonymous", "mapped", "asked", "handed", "read", "written")
     }
     return {
         "direction": direction,
@@ -117,8 +128,7 @@ def noise(rows: Sequence[Row]) -> tuple[float, float, float]:
 def markdown(about: Row, rows: Sequence[Row]) -> str:
     lines = [
         f"{about['bytes'] / 1e9:.2f} GB in bf16, {about['pairs']} pairs with a copy (cp and fsync), "
-        f"page cache {about['cache']}; {about['cores']} cores, {about['memory'] / 1e9:.0f} GB of "
-        f"memory, {about['system']}, torch {about['torch']}, {about['date']}.",
+        f"page cache {about['cache']}; {machine_line(about)}",
         "Ratio: median of the pairs (lowest to highest); below 1 is faster than the copy.",
     ]
     for direction, title in TITLES.items():
@@ -141,17 +151,17 @@ def markdown(about: Row, rows: Sequence[Row]) -> str:
 def _line(row: Row) -> str:
     memory = "not measured"
     if "resident" in row:
-        memory = f"{_bytes(row['resident'])} ({_bytes(row['anonymous'])})"
+        memory = f"{nbytes(row['resident'])} ({nbytes(row['anonymous'])})"
     if "failure" in row:
         return (
             f"| {row['name']} | did not end: {row['failure']} | {memory} | | {row['otherwise']} |"
         )
     ratios = row["ratios"]
     time = f"{row['ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-    return f"| {row['name']} | {time} | {memory} | {_bytes(row['target_bytes'])} | {row['otherwise']} |"
+    return f"| {row['name']} | {time} | {memory} | {nbytes(row['target_bytes'])} | {row['otherwise']} |"
 
 
-def _bytes(n: int) -> str:
+def nbytes(n: int) -> str:
     return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
 
 
@@ -202,5 +212,5 @@ def _draw(axis: Any, at: int, row: Row) -> None:
     low, high = min(row["ratios"]), max(row["ratios"])
     axis.plot([low, high], [at, at], color=colour, linewidth=2, solid_capstyle="round")
     axis.plot(row["ratio"], at, marker=marker, color=colour, markersize=7)
-    memory = f"{row['ratio']:.2f}×, {_bytes(row['resident'])}"
+    memory = f"{row['ratio']:.2f}×, {nbytes(row['resident'])}"
     axis.annotate(memory, (high, at), (8, 0), textcoords="offset points", va="center", fontsize=8)

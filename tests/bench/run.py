@@ -47,6 +47,7 @@ class Contestant:
     command: Callable[[Path, Path], list[str]]
     otherwise: str = ""
     ours: bool = False
+    generation: str = "titan-0.3"
 
 
 def ours(extra: list[str]) -> list[Contestant]:
@@ -79,7 +80,10 @@ def contestants(direction: str, options: argparse.Namespace, rows: list[dict]) -
             continue
         found.append(
             Contestant(
-                peer.name, lambda s, t, start=start: [*start, str(s), str(t)], peer.otherwise
+                peer.name,
+                lambda source, target, start=start: [*start, str(source), str(target)],
+                peer.otherwise,
+                generation=peer.generation,
             )
         )
     return found
@@ -118,7 +122,13 @@ class Bench:
         rows = []
         for program in programs:
             print(f"{name}: {program.name}", file=sys.stderr, flush=True)
-            rows += self._pairs(name, source, copied, program)
+            reads = source
+            if source.name == "dcp" and program.generation != "titan-0.3":
+                reads = self.folder / program.generation
+                self._make(["--to", "dcp", "--generation", program.generation], reads)
+            rows += self._pairs(name, reads, copied, program)
+            if reads is not source:
+                shutil.rmtree(reads)
         if copied is not source:
             shutil.rmtree(copied)
         return rows
