@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import inputs
 import pytest
-from bench import inputs
 from test_imports import HEAVY, imported_by
 
 from llamaconv import make_plan, open_checkpoint
