@@ -17,13 +17,15 @@ import torch
 from llamaconv import rope
 from llamaconv.assets import assets_folder
 from llamaconv.formats import dcp_write, huggingface_write, meta_write
-from llamaconv.pieces import PieceReader, TensorInfo
+from llamaconv.pieces import DTYPE_BYTES, PieceReader, TensorInfo
 from llamaconv.plan import Move, Plan
 from llamaconv.problems import FailedError, Problem
 from llamaconv.ranks import ALONE, Progress, Ranks
 from llamaconv.threads import one_thread
 
 _BLOCK_BYTES = 4 << 20
+# A cast holds several copies of its block at a time, and the allocator of each thread keeps them.
+_CAST_BLOCK_BYTES = 1 << 20
 
 
 class Engine:
@@ -95,14 +97,20 @@ class Engine:
         move = self.moves[name]
         source = self.plan.source.tensors[move.source]
         unit = move.shape[0] // move.heads if move.heads else 1
-        step = max(1, _BLOCK_BYTES // (unit * max(1, source.row_bytes))) * unit
-        buffer = memoryview(bytearray(min(step, source.n_rows) * source.row_bytes))
+        most = _BLOCK_BYTES if move.dtype == source.dtype else _CAST_BLOCK_BYTES
+        step = max(1, most // (unit * max(1, source.row_bytes))) * unit
+        longest = min(step, source.n_rows)
+        buffer = memoryview(bytearray(longest * source.row_bytes))
+        made = buffer
+        if move.heads or move.dtype != source.dtype:
+            elements = longest * source.row_bytes // DTYPE_BYTES[source.dtype]
+            made = memoryview(bytearray(elements * DTYPE_BYTES[move.dtype]))
         # Rows of a chunk may begin inside a head: whole heads are read, the wanted rows leave.
         for begin in range(first - first % unit, last, step):
             end = min(begin + step, last + -last % unit)
             block = buffer[: (end - begin) * source.row_bytes]
             self.reader.read_rows(source, begin, end, block)
-            out = self._transform(move, source, block)
+            out = self._transform(move, source, block, made)
             row_bytes = len(out) // (end - begin)
             out = out[
                 (max(first, begin) - begin) * row_bytes : (min(last, end) - begin) * row_bytes
@@ -110,8 +118,10 @@ class Engine:
             self._count(len(block), len(out))
             yield out
 
-    def _transform(self, move: Move, source: TensorInfo, block: memoryview) -> memoryview:
-        """A block of source rows as the target's: re-ordered, then cast."""
+    def _transform(
+        self, move: Move, source: TensorInfo, block: memoryview, made: memoryview
+    ) -> memoryview:
+        """A block of source rows as the target's: re-ordered, then cast, into ``made``."""
         if not move.heads and move.dtype == source.dtype:
             return block
         rows = torch.frombuffer(block, dtype=getattr(torch, source.dtype))
@@ -120,10 +130,11 @@ class Engine:
             heads = rows.shape[0] * move.heads // move.shape[0]
             rows = rope.relayout(rows, heads, self.layout, self.plan.target.layout)
         dtype = getattr(torch, move.dtype)
-        out = memoryview(bytearray(rows.numel() * dtype.itemsize))
+        out = made[: rows.numel() * dtype.itemsize]
         # copy_ casts; a view over the bytes needs no numpy to get at them.
         target = torch.frombuffer(out, dtype=dtype).view(rows.shape).copy_(rows)
-        if move.dtype != source.dtype:
+        # A dtype of a wider range has room for every value.
+        if torch.finfo(dtype).max < torch.finfo(rows.dtype).max:
             self._count_overflow(move, rows, target)
         return out
 
