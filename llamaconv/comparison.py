@@ -111,8 +111,9 @@ class Comparison:
                 if len(move.shape) == 2:
                     products.append((self._x_PC @ source.float().T, self._x_PC @ actual.float().T))
             n_elements += actual.numel()
-            n_different += count_different(expected, actual)
-            n_if_wrong += count_different(wrong, actual)
+            different = count_different(expected, actual)
+            n_different += different
+            n_if_wrong += different if wrong is expected else count_different(wrong, actual)
             yield last - first
         self.tensors.append(TensorResult(move.writes, n_elements, n_different, n_if_wrong))
         if products and known and known[1] is not None:
@@ -188,8 +189,21 @@ def _order(n_rows: int, head_dim: int, layout: str | None) -> Tensor:
 
 def count_different(one: Tensor, other: Tensor) -> int:
     """Elements whose bits differ; a NaN equals itself, 0.0 and -0.0 differ."""
+    one, other = one.contiguous(), other.contiguous()
+    # Nearly always all are equal, which eight bytes at a time say in a seventh of the time.
+    if _in_words(one) and _in_words(other) and torch.equal(_words(one), _words(other)):
+        return 0
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
-    return int(torch.count_nonzero(one.contiguous().view(whole) != other.contiguous().view(whole)))
+    return int(torch.count_nonzero(one.view(whole) != other.view(whole)))
+
+
+def _in_words(tensor: Tensor) -> bool:
+    size = tensor.element_size()
+    return tensor.numel() * size % 8 == 0 and tensor.storage_offset() * size % 8 == 0
+
+
+def _words(tensor: Tensor) -> Tensor:
+    return tensor.view(-1).view(torch.int64)
 
 
 def _batches(moves: Iterable[Move]) -> Iterator[list[Move]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from ranks_exit import leave
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -89,9 +90,7 @@ def main() -> None:
     found = [load(folder, held, weights, mesh) for folder, held in job["loads"]]
     if dist.get_rank() == 0:
         Path(sys.argv[2]).write_text(json.dumps(found))
-    # gloo aborts a rank that is still sending while another has left.
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from ranks_exit import leave
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -49,7 +50,7 @@ def main() -> None:
         folder / "hf-consolidated", save_distributed=True, enable_consolidation=True
     )
     dcp.save(cut("huggingface", "fsdp"), storage_writer=writer)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
