@@ -48,7 +48,6 @@ def agree(plan: Plan, request: dict[str, Any], ranks: Ranks) -> None:
 def _view(plan: Plan, request: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What has to be the same, by topic. Folders may have another path on another host."""
     tensors = plan.source.tensors
-    files = {piece.local_file for tensor in tensors.values() for piece in tensor.pieces}
     target = {name: value for name, value in asdict(plan.target).items() if name != "assets"}
     rows = {
         move.source: [
@@ -61,7 +60,7 @@ def _view(plan: Plan, request: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         "the version of llamaconv": {"version": __version__},
         "the request": {**target, **request},
-        "the source's files": {file.name: _known(file) for file in sorted(files)},
+        "the source's files": {file.name: _known(file) for file in plan.source.local_files},
         "the model": plan.params.to_json() if plan.params else {},
         "the plan": {
             "moves": len(rows),

@@ -11,14 +11,13 @@ from pathlib import Path
 
 from llamaconv.config import from_config
 from llamaconv.files import try_json
+from llamaconv.formats.huggingface import CONFIG
 from llamaconv.fused import take_apart
 from llamaconv.params import LlamaParams
 from llamaconv.pieces import Checkpoint, shapes_by_role
 from llamaconv.plan import Target
 from llamaconv.problems import Problem, warning
 from llamaconv.remote import Remote
-
-CONFIG = "config.json"
 
 
 def assets_folder(source: Checkpoint, target: Target) -> Path | None:

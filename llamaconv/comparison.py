@@ -82,7 +82,7 @@ class Comparison:
     def merge(self, findings: Iterable[dict[str, Any]]) -> None:
         """Puts the findings of all ranks, this one's too, in the place of this one's."""
         findings = list(findings)
-        self.scores = sorted((n, *rest) for one in findings for n, *rest in one["scores"])
+        self.scores = [(n, *rest) for one in findings for n, *rest in one["scores"]]
         tensors = {name: (name, *rest) for one in findings for name, *rest in one["tensors"]}
         self.tensors = [TensorResult(*tensors[move.writes]) for move in self.plan.written]
 

@@ -170,14 +170,13 @@ def _receipt(
 ) -> receipt.Receipt:
     assert plan.params is not None
     assets = assets_folder(plan.source, plan.target)
-    files = {piece.local_file for tensor in plan.source.tensors.values() for piece in tensor.pieces}
     return receipt.Receipt(
         source={
             "path": str(plan.source.local_path.resolve()),
             "format": plan.source.format,
             "rope": plan.source.rope,
             "assets": str(assets.resolve()) if assets else None,
-            "files": {file.name: file.stat().st_size for file in sorted(files)},
+            "files": {file.name: file.stat().st_size for file in plan.source.local_files},
         },
         target={**asdict(plan.target), "rope": plan.target.layout},
         params=plan.params,

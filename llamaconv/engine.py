@@ -100,7 +100,7 @@ class Engine:
         step = max(1, _BLOCK_BYTES // (unit * max(1, source.row_bytes))) * unit
         longest = min(step, source.n_rows)
         buffer = memoryview(bytearray(longest * source.row_bytes))
-        made = buffer
+        made = None
         if move.heads or move.dtype != source.dtype:
             elements = longest * source.row_bytes // DTYPE_BYTES[source.dtype]
             made = memoryview(bytearray(elements * DTYPE_BYTES[move.dtype]))
@@ -109,7 +109,7 @@ class Engine:
             end = min(begin + step, last + -last % unit)
             block = buffer[: (end - begin) * source.row_bytes]
             self.reader.read_rows(source, begin, end, block)
-            out = self._transform(move, source, block, made)
+            out = block if made is None else self._transform(move, source, block, made)
             row_bytes = len(out) // (end - begin)
             out = out[
                 (max(first, begin) - begin) * row_bytes : (min(last, end) - begin) * row_bytes
@@ -121,8 +121,6 @@ class Engine:
         self, move: Move, source: TensorInfo, block: memoryview, made: memoryview
     ) -> memoryview:
         """A block of source rows as the target's: re-ordered, then cast, into ``made``."""
-        if not move.heads and move.dtype == source.dtype:
-            return block
         rows = torch.frombuffer(block, dtype=getattr(torch, source.dtype))
         rows = rows.view(-1, *source.shape[1:])
         if move.heads:

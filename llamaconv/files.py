@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llamaconv.problems import Problem, RefusedError
+from llamaconv.problems import Problem, RefusedError, or_problems
 
 # Far above any index or configuration in use (405B: 1,138 tensors, 100 kB).
 _MOST_JSON_BYTES = 100_000_000
@@ -75,8 +75,4 @@ def parse_json(text: bytes) -> Any:
 
 def try_json(path: Path, problems: list[Problem]) -> dict[str, Any] | None:
     """`read_json`, with a refusal added to ``problems`` instead of raised."""
-    try:
-        return read_json(path)
-    except RefusedError as error:
-        problems.extend(error.problems)
-        return None
+    return or_problems(lambda: read_json(path), problems)

@@ -133,8 +133,7 @@ def oracle(checkpoint: Checkpoint) -> Oracle:
     """The reader for a checkpoint's format."""
     if checkpoint.format == "dcp":
         return DcpOracle(checkpoint)
-    files = {piece.local_file for tensor in checkpoint.tensors.values() for piece in tensor.pieces}
-    if any(file.suffix != ".safetensors" for file in files):
+    if any(file.suffix != ".safetensors" for file in checkpoint.local_files):
         return TorchFileOracle(checkpoint)
     return SafetensorsOracle(checkpoint)
 

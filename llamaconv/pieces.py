@@ -181,9 +181,7 @@ class Checkpoint:
 
     def remembered(self) -> Checkpoint:
         """The same, with ``seen`` as the files are now."""
-        pieces = (piece for tensor in self.tensors.values() for piece in tensor.pieces)
-        files = {piece.file for piece in pieces if isinstance(piece.file, Path)}
-        return replace(self, seen={file: _state(file) for file in sorted(files)})
+        return replace(self, seen={file: _state(file) for file in self.local_files})
 
     def changed(self) -> list[Problem]:
         """One for each file that has gone, or is not as it was when its header was read."""
@@ -209,6 +207,12 @@ class Checkpoint:
         if isinstance(self.path, Remote):
             raise self.path.refusal()
         return self.path
+
+    @property
+    def local_files(self) -> list[Path]:
+        """The files that hold tensors, for who reads weights; raises as `local_path` does."""
+        pieces = (piece for tensor in self.tensors.values() for piece in tensor.pieces)
+        return sorted({piece.local_file for piece in pieces})
 
     @property
     def generation(self) -> str | None:

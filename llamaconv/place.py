@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from llamaconv.files import read_json
 from llamaconv.pieces import TensorInfo
-from llamaconv.problems import Problem, RefusedError
+from llamaconv.problems import Problem, or_problems
 from llamaconv.remote import Remote
 
 Header = tuple[dict[str, TensorInfo], list[Problem]]
@@ -49,11 +49,7 @@ def matching(place: Place, pattern: str) -> list[str]:
 
 def try_json(place: Place, name: str, problems: list[Problem]) -> dict[str, Any] | None:
     """`Place.read_json`, with a refusal added to ``problems`` instead of raised."""
-    try:
-        return place.read_json(name)
-    except RefusedError as error:
-        problems.extend(error.problems)
-        return None
+    return or_problems(lambda: place.read_json(name), problems)
 
 
 class LocalFolder:

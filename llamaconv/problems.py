@@ -7,9 +7,11 @@ the likely cause and the way out. A plan collects all of them before anything is
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,3 +76,12 @@ def some(names: Iterable[str], most: int = 6) -> str:
     names = list(names)
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def or_problems(read: Callable[[], T], problems: list[Problem]) -> T | None:
+    """What ``read`` returns; its refusal is added to ``problems`` instead of raised, for None."""
+    try:
+        return read()
+    except RefusedError as error:
+        problems.extend(error.problems)
+        return None

@@ -13,7 +13,7 @@ from typing import Any
 
 from llamaconv.files import read_json
 from llamaconv.params import LlamaParams
-from llamaconv.problems import Problem, RefusedError
+from llamaconv.problems import Problem, RefusedError, or_problems
 from llamaconv.tables import Table
 
 NAME = "llamaconv.json"
@@ -84,11 +84,7 @@ def write(folder: Path, receipt: Receipt) -> None:
 
 def try_read(folder: Path, problems: list[Problem]) -> Receipt | None:
     """`read`, with a refusal added to ``problems`` instead of raised."""
-    try:
-        return read(folder)
-    except RefusedError as error:
-        problems.extend(error.problems)
-        return None
+    return or_problems(lambda: read(folder), problems)
 
 
 def read(folder: Path) -> Receipt | None:

@@ -3,8 +3,9 @@
 The sibling is called ``NAME.llamaconv-partial``. It is locked while a process fills it, so
 that two conversions to one target cannot mix; one that a killed run left is cleared.
 
-Limit: POSIX. A lock on a network's filesystem may hold for one host only. Where the kernel cannot exchange two names at once (other than Linux), an
-overwritten target is away for the moment between two renames.
+Limit: POSIX. A lock on a network's filesystem may hold for one host only. Where the kernel cannot
+exchange two names at once (other than Linux), an overwritten target is away for the moment
+between two renames.
 """
 
 from __future__ import annotations

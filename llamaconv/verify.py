@@ -85,10 +85,11 @@ def verify_plan(
 
     Several ranks share the bits and the scores; rank 0 checks the rest. All get the same.
     """
-    found = None
+    target = found = None
     if ranks.first:
         try:
-            found = _check_structure(plan, open_checkpoint(folder))
+            target = open_checkpoint(folder)
+            found = _check_structure(plan, target)
         except RefusedError as error:
             nothing = float(len(plan.written))
             found = Check("structure", False, nothing, None, error.problems[0].message)
@@ -97,7 +98,7 @@ def verify_plan(
         return Verification((structure,))
     said: dict[str, Any] = {}
     try:
-        here, there = oracle(plan.source), oracle(open_checkpoint(folder))
+        here, there = oracle(plan.source), oracle(target or open_checkpoint(folder))
         comparison = Comparison(plan, here, there)
         comparison.run(progress or (lambda done, total: None), ranks)
         said = comparison.findings()

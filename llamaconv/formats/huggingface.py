@@ -21,7 +21,7 @@ from llamaconv.formats.safetensors_header import read_header
 from llamaconv.params import LlamaParams
 from llamaconv.pieces import Checkpoint, Ignored, TensorInfo, shapes_by_role
 from llamaconv.place import Header, LocalFolder, Place, matching, try_json
-from llamaconv.problems import Problem, RefusedError, printable, some, warning
+from llamaconv.problems import Problem, or_problems, printable, some, warning
 from llamaconv.remote import Remote
 
 INDEX = "model.safetensors.index.json"
@@ -343,9 +343,5 @@ class _Opener:
     def read_receipt(self) -> receipt.Receipt | None:
         if not self.place.is_file(receipt.NAME):
             return None
-        try:
-            entries = self.place.read_json(receipt.NAME)
-            return receipt.from_json(self.folder / receipt.NAME, entries)
-        except RefusedError as error:
-            self.problems.extend(error.problems)
-            return None
+        path, read_json = self.folder / receipt.NAME, self.place.read_json
+        return or_problems(lambda: receipt.from_json(path, read_json(receipt.NAME)), self.problems)
