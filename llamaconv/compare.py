@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llamaconv.pieces import PieceReader, TensorInfo
+from llamaconv.piece_reader import PieceReader
+from llamaconv.pieces import TensorInfo
 
 _BLOCK_BYTES = 1 << 22
 

@@ -17,7 +17,8 @@ import torch
 from llamaconv import rope
 from llamaconv.assets import assets_folder
 from llamaconv.formats import dcp_write, huggingface_write, meta_write
-from llamaconv.pieces import DTYPE_BYTES, PieceReader, TensorInfo
+from llamaconv.piece_reader import PieceReader
+from llamaconv.pieces import DTYPE_BYTES, TensorInfo
 from llamaconv.plan import Move, Plan
 from llamaconv.problems import FailedError, Problem
 from llamaconv.ranks import ALONE, Progress, Ranks

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
-from llamaconv.pieces import Checkpoint, Piece, PieceReader, TensorInfo
+from llamaconv.piece_reader import PieceReader
+from llamaconv.pieces import Checkpoint, Piece, TensorInfo
 from llamaconv.torch_rows import read_rows
 
 # Tensors up to this size are loaded by `dcp.load` whole, a batch at a time.

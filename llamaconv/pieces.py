@@ -6,18 +6,16 @@ is known here, and neither is torch: dtypes are torch's names as text.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from llamaconv import keys
 from llamaconv.params import LlamaParams
-from llamaconv.problems import FailedError, Problem
+from llamaconv.problems import Problem
 from llamaconv.remote import Remote
 from llamaconv.tables import Table, size
 
@@ -279,79 +277,3 @@ def _state(file: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
-
-
-class PieceReader:
-    """Reads runs of rows of any tensor; plain reads, so every filesystem will do.
-
-    Keeps each file open until closed. Safe to share between threads: reads carry their own
-    position. Use as a context manager.
-    """
-
-    def __init__(self) -> None:
-        self._files: dict[Path, int] = {}
-
-    def __enter__(self) -> PieceReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for descriptor in self._files.values():
-            os.close(descriptor)
-        self._files.clear()
-
-    def read_rows(self, tensor: TensorInfo, first: int, last: int, out: memoryview) -> None:
-        """Fill ``out`` (bytes) with rows ``first`` to ``last``, the last one excluded.
-
-        Raises `FailedError` where a file gives fewer bytes than its header promised, and
-        `RefusedError` where it is on the Hub.
-        """
-        item = DTYPE_BYTES[tensor.dtype]
-        for piece in tensor.pieces:
-            top = piece.start[0] if piece.start else 0
-            begin, end = max(first, top), min(last, top + (piece.shape[0] if piece.shape else 1))
-            if begin >= end:
-                continue
-            run = prod(piece.shape[1:]) * item
-            at = piece.offset + (begin - top) * run
-            if run == tensor.row_bytes:
-                whole = out[(begin - first) * run : (end - first) * run]
-                self._read(tensor, piece.local_file, at, whole)
-                continue
-            # The piece is narrower than the tensor: each of its rows goes to its own place.
-            narrow = memoryview(bytearray((end - begin) * run))
-            self._read(tensor, piece.local_file, at, narrow)
-            column = piece.start[1] * prod(tensor.shape[2:]) * item
-            for row in range(end - begin):
-                place = (begin - first + row) * tensor.row_bytes + column
-                out[place : place + run] = narrow[row * run : (row + 1) * run]
-
-    def _read(self, tensor: TensorInfo, file: Path, offset: int, out: memoryview) -> None:
-        done = 0
-        while done < len(out):
-            try:
-                got = os.preadv(self._descriptor(file), [out[done:]], offset + done)
-            except OSError as error:
-                raise FailedError(
-                    f"{file}: reading {tensor.name} failed: {error.strerror}"
-                ) from error
-            if got == 0:
-                raise FailedError(
-                    f"{file}: {tensor.name} ends {len(out) - done} bytes early; the file has "
-                    "changed since its header was read. Start again when nothing writes to it"
-                )
-            done += got
-
-    def _descriptor(self, file: Path) -> int:
-        descriptor = self._files.get(file)
-        if descriptor is None:
-            # Two threads may both open the file; setdefault keeps one, the other is closed.
-            mine = os.open(file, os.O_RDONLY)
-            descriptor = self._files.setdefault(file, mine)
-            if descriptor != mine:
-                os.close(mine)
-        return descriptor

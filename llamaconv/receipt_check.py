@@ -14,7 +14,8 @@ import xxhash
 from llamaconv.checks import Check, Verification
 from llamaconv.comparison import Progress
 from llamaconv.formats.detect import open_checkpoint
-from llamaconv.pieces import Checkpoint, Piece, PieceReader, TensorInfo
+from llamaconv.piece_reader import PieceReader
+from llamaconv.pieces import Checkpoint, Piece, TensorInfo
 from llamaconv.problems import LlamaconvError, RefusedError, some
 
 _BLOCK_BYTES = 4 << 20

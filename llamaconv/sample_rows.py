@@ -12,7 +12,8 @@ import torch
 
 from llamaconv import rope
 from llamaconv.engine import target_rows
-from llamaconv.pieces import WEIGHT_DTYPES, PieceReader, TensorInfo
+from llamaconv.piece_reader import PieceReader
+from llamaconv.pieces import WEIGHT_DTYPES, TensorInfo
 from llamaconv.plan import Move, Plan
 from llamaconv.problems import FailedError, RefusedError
 from llamaconv.tables import Table

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llamaconv.pieces import PieceReader, TensorInfo
+from llamaconv.piece_reader import PieceReader
+from llamaconv.pieces import TensorInfo
 
 
 def read_rows(reader: PieceReader, info: TensorInfo, first: int, last: int) -> Tensor:

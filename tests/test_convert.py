@@ -30,7 +30,7 @@ from llamaconv import (
 )
 from llamaconv.convert import Conversion
 from llamaconv.params import LlamaParams
-from llamaconv.pieces import PieceReader
+from llamaconv.piece_reader import PieceReader
 from llamaconv.sample_rows import sample_rows
 
 Load = Callable[[Path], dict[str, Tensor]]

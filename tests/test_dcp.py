@@ -11,7 +11,7 @@ from torch.distributed.checkpoint import save
 
 from llamaconv import RefusedError, Target, make_plan, open_checkpoint
 from llamaconv.convert import Conversion
-from llamaconv.pieces import PieceReader
+from llamaconv.piece_reader import PieceReader
 
 
 def test_our_target_opens_with_its_generation_layout_and_parameters(

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from llamaconv import RefusedError, open_checkpoint
-from llamaconv.pieces import PieceReader
+from llamaconv.piece_reader import PieceReader
 
 INDEX = "model.safetensors.index.json"
 SHARD = "model-00002-of-00003.safetensors"

@@ -19,7 +19,8 @@ from llamaconv.files import try_json
 from llamaconv.formats.meta_write import cut_axis
 from llamaconv.formats.torch_file import read_header
 from llamaconv.params_json import from_params_json
-from llamaconv.pieces import Checkpoint, Ignored, Piece, PieceReader, TensorInfo, shapes_by_role
+from llamaconv.piece_reader import PieceReader
+from llamaconv.pieces import Checkpoint, Ignored, Piece, TensorInfo, shapes_by_role
 from llamaconv.problems import Problem, some, warning
 from llamaconv.torch_rows import read_rows
 

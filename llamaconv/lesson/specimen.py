@@ -17,7 +17,7 @@ from llamaconv import keys, model, rope
 from llamaconv.formats.detect import open_checkpoint
 from llamaconv.lesson.ways import Way
 from llamaconv.params import LlamaParams
-from llamaconv.pieces import PieceReader
+from llamaconv.piece_reader import PieceReader
 from llamaconv.plan import Plan
 from llamaconv.planner import make_plan
 from llamaconv.problems import RefusedError
