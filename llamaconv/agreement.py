@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def agree(plan: Plan, request: dict[str, Any], ranks: Ranks) -> None:
     """
     if ranks.size == 1:
         return
-    first, *others = ranks.together(_view(plan, request))
+    files = {file.name: _known(file) for file in plan.source.local_files}
+    first, *others = ranks.together(_view(plan, request, files))
     problems = []
     for topic, known in first.items():
         different = [rank for rank, view in enumerate(others, 1) if view[topic] != known]
@@ -45,22 +47,29 @@ def agree(plan: Plan, request: dict[str, Any], ranks: Ranks) -> None:
         raise RefusedError([*problems[:-1], Problem(f"{problems[-1].message}; {hint}")])
 
 
-def _view(plan: Plan, request: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def fingerprint(plan: Plan) -> str:
+    """Equal for conversions that write the same bytes: what an unfinished one left can be used."""
+    states = {str(file.resolve()): state for file, state in plan.source.seen.items()}
+    view = _view(plan, {"torch": version("torch")}, states)
+    return xxhash.xxh3_128_hexdigest(json.dumps(view, sort_keys=True).encode())
+
+
+def _view(plan: Plan, request: dict[str, Any], files: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What has to be the same, by topic. Folders may have another path on another host."""
     tensors = plan.source.tensors
     target = {name: value for name, value in asdict(plan.target).items() if name != "assets"}
-    rows = {
-        move.source: [
-            *(move.target, move.operation, move.dtype, move.shape, move.heads),
+    rows = [
+        [
+            *(move.source, move.target, move.operation, move.dtype, move.shape, move.heads),
             tensors[move.source].dtype,
             [(p.file.name, p.offset, p.start, p.shape) for p in tensors[move.source].pieces],
         ]
         for move in plan.moves
-    }
+    ]
     return {
         "the version of llamaconv": {"version": __version__},
         "the request": {**target, **request},
-        "the source's files": {file.name: _known(file) for file in plan.source.local_files},
+        "the source's files": files,
         "the model": plan.params.to_json() if plan.params else {},
         "the plan": {
             "moves": len(rows),

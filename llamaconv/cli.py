@@ -19,7 +19,7 @@ from typing import Any
 
 from llamaconv.plan import CHOICES, Plan, Target
 from llamaconv.planner import make_plan
-from llamaconv.problems import FailedError, Problem, RefusedError, printable
+from llamaconv.problems import FailedError, Problem, RefusedError, notes, printable
 from llamaconv.ranks import Ranks, from_environment
 from llamaconv.remote import is_remote, refuse_remote
 from llamaconv.tables import parse_size
@@ -43,12 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if not options.silent:
             _say(error.problems)
+            _say_notes(error)
             if options.json:
                 _print_json({"ok": False, "problems": [p.message for p in error.problems]})
         return error.status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if not options.silent:
             print("error: interrupted; nothing stands under the target's name", file=sys.stderr)
+            _say_notes(error)
         return 130
     except BrokenPipeError:
         # The reader of our output has gone (| head); there is nobody to tell.
@@ -287,6 +289,11 @@ def _say(problems: Any) -> None:
     for problem in problems:
         assert isinstance(problem, Problem)
         print(problem, file=sys.stderr)
+
+
+def _say_notes(error: BaseException) -> None:
+    for note in notes(error):
+        print(note, file=sys.stderr)
 
 
 def _print_json(content: dict[str, Any]) -> None:

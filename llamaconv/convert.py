@@ -4,7 +4,7 @@ The target appears under its name only when it is complete, checked and on the d
 
 Of several ranks each writes some of the files, and rank 0 puts the target in place.
 
-Limit: nothing is taken over from a run that ended before; the next one begins anew.
+What a run that ended early has written is taken over by the next, as far as its digests agree.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import torch
 
 from llamaconv import receipt, verify
 from llamaconv.advice import Advice, advise
-from llamaconv.agreement import agree
+from llamaconv.agreement import agree, fingerprint
 from llamaconv.assets import assets_folder
 from llamaconv.checks import Verification
 from llamaconv.engine import Engine
 from llamaconv.plan import Plan
-from llamaconv.problems import FailedError, RefusedError
+from llamaconv.problems import RefusedError, UnusableError
 from llamaconv.ranks import ALONE, Progress, Ranks
 from llamaconv.staging import check_target, staged
 from llamaconv.tables import Table, size
@@ -39,7 +39,8 @@ from llamaconv.version import __version__
 class Conversion:
     """What a finished conversion did; ``verification`` is None where it was not asked for.
 
-    ``seconds`` is the time of writing, without imports and without verification.
+    ``seconds`` is the time of writing, without imports and without verification;
+    ``bytes_reused`` were written by a run before this one.
     """
 
     plan: Plan
@@ -47,6 +48,7 @@ class Conversion:
     seconds: float
     bytes_read: int
     bytes_written: int
+    bytes_reused: int
     verification: Verification | None
     receipt: receipt.Receipt
     advice: Advice
@@ -57,6 +59,7 @@ class Conversion:
             "target": str(self.target),
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,
+            "bytes_reused": self.bytes_reused,
             "seconds": round(self.seconds, 3),
             "verified": self.verification is not None and self.verification.ok,
             "checks": self.verification.to_json()["checks"] if self.verification else [],
@@ -71,6 +74,9 @@ class Conversion:
             ("bytes written", size(self.bytes_written)),
             ("checks", checks),
         ]
+        if self.bytes_reused:
+            reused = size(self.bytes_reused)
+            rows.insert(3, ("taken over from a run before, by its digests", reused))
         return Table(("conversion", "done"), rows, right=("done",))
 
     def __repr__(self) -> str:
@@ -116,18 +122,19 @@ def convert_checkpoint(
     if not 1 <= workers <= 64:
         raise RefusedError(f"workers is {workers}; a number from 1 to 64 was expected")
     agree(plan, {"checks": verified, "as-step-0": as_step_0}, ranks)
+    identity = fingerprint(plan)
     if ranks.first:
-        check_target(target, plan.source.local_path, plan.bytes_to_write, overwrite)
+        check_target(target, plan.source.local_path, plan.bytes_to_write, overwrite, identity)
     if changed := plan.source.changed():
         raise RefusedError(changed)
     progress = ranks.counted(progress)
-    with staged(target, overwrite, ranks) as folder:
+    with staged(target, overwrite, identity, ranks) as folder:
         engine = Engine(plan, progress, ranks)
         began = time.perf_counter()
         digests = engine.write(folder, workers)
         seconds = time.perf_counter() - began
         if changed := plan.source.changed():
-            raise FailedError(changed)
+            raise UnusableError(changed)
         verification = None
         if verified:
             verification = verify.verify_plan(
@@ -137,7 +144,7 @@ def convert_checkpoint(
                 ranks,
             )
             if not verification.ok:
-                raise FailedError(verification.problems())
+                raise UnusableError(verification.problems())
         record = _receipt(plan, digests, verification)
         if ranks.first:
             receipt.write(folder, record)
@@ -147,6 +154,7 @@ def convert_checkpoint(
         seconds=seconds,
         bytes_read=engine.bytes_read,
         bytes_written=engine.bytes_written,
+        bytes_reused=engine.bytes_reused,
         verification=verification,
         receipt=record,
         advice=_advise(plan, target, dump if as_step_0 else None),

@@ -20,7 +20,7 @@ from llamaconv.formats import dcp_write, huggingface_write, meta_write
 from llamaconv.piece_reader import PieceReader
 from llamaconv.pieces import DTYPE_BYTES, TensorInfo
 from llamaconv.plan import Move, Plan
-from llamaconv.problems import FailedError, Problem
+from llamaconv.problems import Problem, UnusableError
 from llamaconv.ranks import ALONE, Progress, Ranks
 from llamaconv.threads import one_thread
 
@@ -40,7 +40,7 @@ class Engine:
         self.progress = progress
         self.ranks = ranks
         self.total = plan.bytes_to_write
-        self.bytes_read = self.bytes_written = 0
+        self.bytes_read = self.bytes_written = self.bytes_reused = 0
         self.overflows: dict[str, int] = {}
         self._lock = threading.Lock()
         self.reader = PieceReader()
@@ -48,7 +48,7 @@ class Engine:
     def write(self, folder: Path, workers: int) -> dict[str, list[str]]:
         """Writes this rank's share of the target to ``folder``; every tensor's digests.
 
-        Raises `FailedError` where a value overflows, on whichever rank.
+        Raises `UnusableError` where a value overflows, on whichever rank.
         """
         tensors = [TensorInfo(move.writes, move.dtype, move.shape) for move in self.plan.written]
         # Writers work side by side, so torch's own threads would only take turns with them.
@@ -59,11 +59,14 @@ class Engine:
 
     def _sum_up(self) -> None:
         """What all ranks have counted."""
-        counts = self.ranks.together([self.bytes_read, self.bytes_written, self.overflows])
-        self.bytes_read, self.bytes_written = (sum(one[i] for one in counts) for i in (0, 1))
+        mine = [self.bytes_read, self.bytes_written, self.bytes_reused, self.overflows]
+        counts = self.ranks.together(mine)
+        self.bytes_read, self.bytes_written, self.bytes_reused = (
+            sum(one[i] for one in counts) for i in range(3)
+        )
         overflows = sum((Counter(found) for *_, found in counts), Counter[str]())
         if overflows:
-            raise FailedError(
+            raise UnusableError(
                 Problem(
                     f"{self.moves[name].source}: {count} finite values become infinite in "
                     f"{self.moves[name].dtype}; keep the dtype, or choose bfloat16",
@@ -77,7 +80,7 @@ class Engine:
     ) -> dict[str, list[str]]:
         target, params = self.plan.target, self.plan.params
         assert params is not None
-        how = self.blocks, workers, self.ranks
+        how = self, workers, self.ranks
         if target.to == "dcp":
             return dcp_write.write(folder, tensors, target.shards, *how)
         assets = assets_folder(self.plan.source, target)
@@ -141,11 +144,20 @@ class Engine:
             with self._lock:
                 self.overflows[move.writes] = self.overflows.get(move.writes, 0) + count
 
-    def _count(self, n_read: int, n_written: int) -> None:
+    def sound(self, name: str) -> bool:
+        """Whether nothing of tensor ``name`` has overflowed so far."""
+        return name not in self.overflows
+
+    def took_over(self, n_bytes: int) -> None:
+        """So many bytes of the target were written by a run before this one."""
+        self._count(0, 0, n_bytes)
+
+    def _count(self, n_read: int, n_written: int, n_reused: int = 0) -> None:
         with self._lock:
             self.bytes_read += n_read
             self.bytes_written += n_written
-            done = self.bytes_written
+            self.bytes_reused += n_reused
+            done = self.bytes_written + self.bytes_reused
         if self.progress:
             self.progress("write", done, self.total)
 

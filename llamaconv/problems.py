@@ -48,10 +48,11 @@ class LlamaconvError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows: the problems, without a traceback (a hook of IPython)."""
-        return [str(problem) for problem in self.problems]
+        return [*map(str, self.problems), *notes(self)]
 
     def _repr_html_(self) -> str:
-        lines = (f"<li>{html.escape(str(problem))}</li>" for problem in self.problems)
+        said = [*map(str, self.problems), *notes(self)]
+        lines = (f"<li>{html.escape(line)}</li>" for line in said)
         style = "border-left:4px solid #c44;padding-left:1em;list-style:none"
         return f'<ul role="alert" style="{style}">{"".join(lines)}</ul>'
 
@@ -64,6 +65,15 @@ class RefusedError(LlamaconvError):
 
 class FailedError(LlamaconvError):
     """The work was begun and the machine or a check failed; the target is as it was. Status 1."""
+
+
+class UnusableError(FailedError):
+    """The same, and what was written is of no use to another run either."""
+
+
+def notes(error: BaseException) -> list[str]:
+    """What was added to ``error`` on its way: a line each."""
+    return [f"note: {printable(note)}" for note in getattr(error, "__notes__", ())]
 
 
 def printable(text: str) -> str:

@@ -1,7 +1,8 @@
 """A target folder that is complete or not there: built beside its place, renamed last.
 
 The sibling is called ``NAME.llamaconv-partial``. It is locked while a process fills it, so
-that two conversions to one target cannot mix; one that a killed run left is cleared.
+that two conversions to one target cannot mix. What a run that ended early left there is of use to
+the next run of the same conversion (see `journal`); any other clears it.
 
 Limit: POSIX. A lock on a network's filesystem may hold for one host only. Where the kernel cannot
 exchange two names at once (other than Linux), an overwritten target is away for the moment
@@ -20,9 +21,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llamaconv import journal
 from llamaconv.formats.huggingface import ASSETS
-from llamaconv.problems import FailedError, RefusedError, some
+from llamaconv.problems import FailedError, RefusedError, UnusableError, some
 from llamaconv.ranks import ALONE, Ranks
+from llamaconv.tables import size
 
 SUFFIX = ".llamaconv-partial"
 _RECEIPT, _METADATA = "llamaconv.json", ".metadata"
@@ -32,8 +35,13 @@ _OURS = {_RECEIPT, _METADATA, "config.json", "params.json", "model.safetensors.i
 _OURS |= set(ASSETS)
 
 
-def check_target(target: Path, source: Path, needed_bytes: int, overwrite: bool) -> None:
-    """Raises `RefusedError` where ``target`` must not or cannot be written."""
+def check_target(
+    target: Path, source: Path, needed_bytes: int, overwrite: bool, fingerprint: str
+) -> None:
+    """Raises `RefusedError` where ``target`` must not or cannot be written.
+
+    ``fingerprint`` is the conversion's: what an earlier run of the same left needs no more room.
+    """
     here, there = target.resolve(), source.resolve()
     if here == there or here in there.parents or there in here.parents:
         raise RefusedError(f"{target}: source and target must not lie in each other")
@@ -44,6 +52,7 @@ def check_target(target: Path, source: Path, needed_bytes: int, overwrite: bool)
     parent = _existing_parent(target)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise RefusedError(f"{parent}: no permission to write here; choose another target")
+    needed_bytes -= journal.kept_bytes(_partial(target), fingerprint)
     free = shutil.disk_usage(parent).free
     if free < needed_bytes:
         raise RefusedError(
@@ -75,20 +84,25 @@ def _check_existing(target: Path, overwrite: bool) -> None:
         )
 
 
+def _partial(target: Path) -> Path:
+    return target.with_name(target.name + SUFFIX)
+
+
 def _existing_parent(target: Path) -> Path:
     return next(parent for parent in target.absolute().parents if parent.is_dir())
 
 
 @contextmanager
-def staged(target: Path, overwrite: bool, ranks: Ranks = ALONE) -> Iterator[Path]:
+def staged(target: Path, overwrite: bool, fingerprint: str, ranks: Ranks = ALONE) -> Iterator[Path]:
     """A folder to fill; it takes the name ``target`` when the block ends, and not before.
 
-    When the block raises, it is removed and whatever stood at ``target`` stands as it was.
+    When the block raises, whatever stood at ``target`` stands as it was. The folder is removed,
+    or kept where a run of the same ``fingerprint`` can go on from it; a note of the error says so.
     Of several ranks, rank 0 makes it, and puts it in place once every rank's block has ended.
     Raises `RefusedError` where another process fills the same target, or where a rank does not
     see the folder; what the machine raises leaves as `FailedError`.
     """
-    with _machine_failures(target), _made(target, overwrite, ranks) as folder:
+    with _machine_failures(target), _made(target, overwrite, fingerprint, ranks) as folder:
         try:
             _check_shared(folder, ranks)
             with _machine_failures(target):
@@ -102,8 +116,8 @@ def staged(target: Path, overwrite: bool, ranks: Ranks = ALONE) -> Iterator[Path
 
 
 @contextmanager
-def _made(target: Path, overwrite: bool, ranks: Ranks) -> Iterator[Path]:
-    partial = target.with_name(target.name + SUFFIX)
+def _made(target: Path, overwrite: bool, fingerprint: str, ranks: Ranks) -> Iterator[Path]:
+    partial = _partial(target)
     if not ranks.first:
         yield partial
         return
@@ -124,13 +138,14 @@ def _made(target: Path, overwrite: bool, ranks: Ranks) -> Iterator[Path]:
                 f"{target}: another conversion to it ended at this moment; look again"
             )
         try:
-            _clear(partial)
+            journal.keep(partial, fingerprint)
             yield partial
+            journal.remove(partial / journal.FOLDER)
             os.fsync(lock)
             _put_in_place(partial, target)
             _sync_folder(target.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+        except BaseException as error:
+            _end_early(partial, fingerprint, error)
             raise
     finally:
         os.close(lock)
@@ -169,12 +184,15 @@ def _machine_failures(target: Path) -> Iterator[None]:
         ) from error
 
 
-def _clear(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+def _end_early(partial: Path, fingerprint: str, error: BaseException) -> None:
+    kept = journal.kept_bytes(partial, fingerprint)
+    if not kept or isinstance(error, (RefusedError, UnusableError)):
+        shutil.rmtree(partial, ignore_errors=True)
+        return
+    error.add_note(
+        f"{partial} keeps {size(kept)} of it: the same command goes on from there; "
+        "remove the folder if you will not run it again"
+    )
 
 
 def _put_in_place(partial: Path, target: Path) -> None:

@@ -5,42 +5,53 @@ A format plans its files, and `write_files` has them written: each by one thread
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
-from llamaconv.problems import FailedError, some
+from llamaconv.formats.output import Output
+from llamaconv.problems import FailedError, UnusableError, some
 from llamaconv.ranks import Ranks
 
-Blocks = Callable[[str, int, int], Iterator[memoryview]]
-"""(tensor, first row, last row excluded) to the target's bytes of those rows, in order.
-
-A block is valid until the next is asked for: its buffer is used again.
-"""
+# How often a file that one thread writes is sent to the disk by another.
+_SETTLE_SECONDS = 0.1
 
 
-def write_all(file: BinaryIO, view: memoryview) -> None:
-    """All of ``view``, however little an unbuffered file takes at a time."""
-    while len(view):
-        view = view[file.write(view) :]
+class Blocks(Protocol):
+    """The target's bytes, and what becomes of them."""
+
+    def blocks(self, name: str, first: int, last: int) -> Iterator[memoryview]:
+        """Rows ``first`` to ``last`` (excluded) of tensor ``name``, in order.
+
+        A block is valid until the next is asked for: its buffer is used again.
+        """
+
+    def sound(self, name: str) -> bool:
+        """Whether every row of ``name`` that was asked for so far is as it should be."""
+
+    def took_over(self, n_bytes: int) -> None:
+        """So many bytes stood in the file already."""
 
 
 @dataclass(frozen=True)
 class File:
     """One file of the target: its name, the bytes of its tensors, and what writes it.
 
-    ``write`` gets the path, and an event that says to stop; it returns what JSON can carry.
+    ``write`` returns what JSON can carry.
     """
 
     name: str
     nbytes: int
-    write: Callable[[Path, threading.Event], Any]
+    write: Callable[[Output], Any]
 
 
-def write_files(folder: Path, files: Sequence[File], workers: int, ranks: Ranks) -> list[Any]:
+def write_files(
+    folder: Path, files: Sequence[File], blocks: Blocks, workers: int, ranks: Ranks
+) -> list[Any]:
     """Has ``files`` written to ``folder``, by ``workers`` threads of each rank.
 
     Every rank writes its share, and gets what ``write`` returned for each file of all. Raises
@@ -49,23 +60,33 @@ def write_files(folder: Path, files: Sequence[File], workers: int, ranks: Ranks)
     """
     mine = [files[place] for place in ranks.share([file.nbytes for file in files])]
     written: dict[str, tuple[int, Any]] = {}
-    for part in ranks.together(_write_mine(folder, mine, workers)):
+    for part in ranks.together(_write_mine(folder, mine, blocks, workers)):
         written.update(part)
     # A thread or a rank that lost its work must not end in an index over bytes that are not there.
     if written.keys() != {file.name for file in files}:
-        raise FailedError("what was written is not what was planned; this is a bug")
+        raise UnusableError("what was written is not what was planned; this is a bug")
     if ranks.first:
         _check_there(folder, {name: length for name, (length, _) in written.items()})
     return [written[file.name][1] for file in files]
 
 
-def _write_mine(folder: Path, files: Sequence[File], workers: int) -> dict[str, tuple[int, Any]]:
+def _write_mine(
+    folder: Path, files: Sequence[File], blocks: Blocks, workers: int
+) -> dict[str, tuple[int, Any]]:
     """Length and result by name."""
     stop = threading.Event()
+
+    def write(file: File) -> Any:
+        with Output(folder, file.name, stop, blocks.took_over) as output:
+            return file.write(output)
+
     with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(file.write, folder / file.name, stop) for file in files]
+        jobs = [pool.submit(write, file) for file in files]
+        waited: list[Future[Any]] = list(jobs)
+        if 0 < len(files) < workers:
+            waited.append(pool.submit(_settle, [folder / file.name for file in files], jobs, stop))
         try:
-            for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
+            for job in wait(waited, return_when=FIRST_EXCEPTION).done:
                 job.result()
         except BaseException:
             stop.set()
@@ -75,6 +96,23 @@ def _write_mine(folder: Path, files: Sequence[File], workers: int) -> dict[str, 
         file.name: ((folder / file.name).stat().st_size, job.result())
         for file, job in zip(files, jobs, strict=True)
     }
+
+
+def _settle(paths: Sequence[Path], jobs: Sequence[Future[Any]], stop: threading.Event) -> None:
+    """Sends files to the disk while they are written: what threads without a file are good for.
+
+    Else the fsync at the end of a long file waits for most of it, while nothing else is done.
+    (Two threads that write to one file only take turns: Linux lets one write at a time.)
+    """
+    while not stop.wait(_SETTLE_SECONDS) and not all(job.done() for job in jobs):
+        for path, job in zip(paths, jobs, strict=True):
+            if job.done() or not path.exists():
+                continue
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _check_there(folder: Path, lengths: dict[str, int]) -> None:

@@ -14,13 +14,10 @@ tools other than torch may complain. The receipt carries a digest a piece instea
 
 from __future__ import annotations
 
-import os
-import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
@@ -44,6 +41,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from llamaconv.formats.blocks import Blocks, File, write_files
+from llamaconv.formats.output import Output, Payload
 from llamaconv.formats.torch_stream import save_streamed
 from llamaconv.pieces import TensorInfo
 from llamaconv.ranks import ALONE, Ranks
@@ -148,7 +146,7 @@ class _StreamWriter(FileSystemWriter):
             for number, group in enumerate(by_file)
         ]
         results = []
-        found = write_files(self.folder, files, self.workers, self.ranks)
+        found = write_files(self.folder, files, self.blocks, self.workers, self.ranks)
         for file, group, entries in zip(files, by_file, found, strict=True):
             for item, (begin, length, digest) in zip(group, entries, strict=True):
                 assert item.index.offset is not None
@@ -157,27 +155,25 @@ class _StreamWriter(FileSystemWriter):
                 results.append(WriteResult(item.index, length, place))
         return results
 
-    def _write_file(
-        self, items: list[WriteItem], path: Path, stop: threading.Event
-    ) -> list[tuple[int, int, str]]:
+    def _write_file(self, items: list[WriteItem], output: Output) -> list[tuple[int, int, str]]:
         """Begin, length in bytes, and digest of each item's entry."""
-        with open(path, "xb", buffering=0) as file:
-            entries = [self._write_entry(file, item, stop) for item in items]
-            os.fsync(file.fileno())
-        return entries
+        return [self._write_entry(item, output) for item in items]
 
-    def _write_entry(
-        self, file: BinaryIO, item: WriteItem, stop: threading.Event
-    ) -> tuple[int, int, str]:
+    def _write_entry(self, item: WriteItem, output: Output) -> tuple[int, int, str]:
         assert item.tensor_data and item.index.offset is not None
-        begin = file.tell()
-        first, n_rows = item.index.offset[0], item.tensor_data.chunk.sizes[0]
+        begin = output.tell()
+        name, first, sizes = item.index.fqn, item.index.offset[0], item.tensor_data.chunk.sizes
         # Memory that nobody touches costs address space only. (A FakeTensor would not cost even
         # that, but the first one imports a compiler, over a second.)
-        tensor = torch.empty(item.tensor_data.chunk.sizes, dtype=item.tensor_data.properties.dtype)
-        payload = self.blocks(item.index.fqn, first, first + n_rows)
-        (digest,) = save_streamed(tensor, file, [payload], stop)
-        return begin, file.tell() - begin, digest
+        tensor = torch.empty(sizes, dtype=item.tensor_data.properties.dtype)
+        payload = Payload(
+            sizes[0],
+            sizes[1:].numel() * tensor.itemsize,
+            lambda row: self.blocks.blocks(name, first + row, first + sizes[0]),
+            partial(self.blocks.sound, name),
+        )
+        (digest,) = save_streamed(tensor, output, [payload])
+        return begin, output.tell() - begin, digest
 
     def digests(self) -> dict[str, list[str]]:
         by_name: dict[str, list[str]] = {}

@@ -10,22 +10,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from llamaconv.config import to_config
 from llamaconv.files import read_json
-from llamaconv.formats.blocks import Blocks, File, write_all, write_files
+from llamaconv.formats.blocks import Blocks, File, write_files
 from llamaconv.formats.huggingface import ASSETS, INDEX, SINGLE
+from llamaconv.formats.output import Output, Payload
 from llamaconv.formats.safetensors_header import DTYPES
 from llamaconv.params import LlamaParams
 from llamaconv.pieces import TensorInfo
-from llamaconv.problems import FailedError
 from llamaconv.ranks import ALONE, Ranks
 
 _STORED = {dtype: name for name, dtype in DTYPES.items()}
@@ -53,7 +50,7 @@ def write(
         for name, shard in zip(names, shards, strict=True)
     ]
     digests: dict[str, list[str]] = {}
-    for found in write_files(folder, files, workers, ranks):
+    for found in write_files(folder, files, blocks, workers, ranks):
         digests |= found
     if len(shards) > 1 and ranks.first:
         weight_map = {
@@ -77,9 +74,7 @@ def _shards(tensors: Sequence[TensorInfo], most: int) -> Iterator[list[TensorInf
         yield shard
 
 
-def _write_shard(
-    shard: list[TensorInfo], blocks: Blocks, path: Path, stop: threading.Event
-) -> dict[str, list[str]]:
+def _write_shard(shard: list[TensorInfo], blocks: Blocks, output: Output) -> dict[str, list[str]]:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in shard:
@@ -92,19 +87,18 @@ def _write_shard(
     text = json.dumps(header, separators=(",", ":")).encode()
     # Readers map the file: the data begins at a multiple of 8, as the library pads it.
     text += b" " * (-len(text) % 8)
-    digests = {}
-    with open(path, "xb", buffering=0) as file:
-        write_all(file, memoryview(len(text).to_bytes(8, "little") + text))
-        for tensor in shard:
-            digest = xxhash.xxh3_128()
-            for block in blocks(tensor.name, 0, tensor.n_rows):
-                if stop.is_set():
-                    raise FailedError("stopped, another thread failed")
-                digest.update(block)
-                write_all(file, block)
-            digests[tensor.name] = [digest.hexdigest()]
-        os.fsync(file.fileno())
-    return digests
+    output.write(len(text).to_bytes(8, "little") + text)
+    return {tensor.name: [output.stream(_payload(tensor, blocks))[1]] for tensor in shard}
+
+
+def _payload(tensor: TensorInfo, blocks: Blocks) -> Payload:
+    name, n_rows = tensor.name, tensor.n_rows
+    return Payload(
+        n_rows,
+        tensor.row_bytes,
+        lambda first: blocks.blocks(name, first, n_rows),
+        partial(blocks.sound, name),
+    )
 
 
 def write_assets(folder: Path, params: LlamaParams, dtypes: set[str], assets: Path | None) -> None:

@@ -8,11 +8,10 @@ A matrix that is cut by columns is read once for every file.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamaconv import keys
 from llamaconv.formats.blocks import Blocks, File, write_files
+from llamaconv.formats.output import Output, Payload
 from llamaconv.formats.torch_stream import save_streamed
 from llamaconv.params import LlamaParams
 from llamaconv.params_json import to_params_json
@@ -49,7 +49,7 @@ def write(
         )
         for number in range(n_files)
     ]
-    digests = write_files(folder, files, workers, ranks)
+    digests = write_files(folder, files, blocks, workers, ranks)
     return {
         tensor.name: [digests[n][i] for n in range(n_files if len(tensor.shape) == 2 else 1)]
         for i, tensor in enumerate(tensors)
@@ -61,8 +61,7 @@ def _write_file(
     number: int,
     n_files: int,
     blocks: Blocks,
-    path: Path,
-    stop: threading.Event,
+    output: Output,
 ) -> list[str]:
     parts = [_part(tensor, number, n_files) for tensor in tensors]
     with FakeTensorMode():
@@ -74,10 +73,7 @@ def _write_file(
         _payload(tensor, start, shape, blocks)
         for tensor, (start, shape) in zip(tensors, parts, strict=True)
     )
-    with open(path, "xb", buffering=0) as file:
-        digests = save_streamed(state, file, payloads, stop)
-        os.fsync(file.fileno())
-    return digests
+    return save_streamed(state, output, payloads)
 
 
 def _part(tensor: TensorInfo, number: int, n_files: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -98,18 +94,27 @@ def cut_axis(name: str) -> int:
 
 def _payload(
     tensor: TensorInfo, start: tuple[int, ...], shape: tuple[int, ...], blocks: Blocks
-) -> Iterator[memoryview]:
-    first, last = start[0], start[0] + shape[0]
-    if shape[1:] == tensor.shape[1:]:
-        yield from blocks(tensor.name, first, last)
-        return
-    item = DTYPE_BYTES[tensor.dtype]
-    left, right = start[1] * item, (start[1] + shape[1]) * item
-    for block in blocks(tensor.name, first, last):
-        rows = torch.frombuffer(block, dtype=torch.uint8).view(-1, tensor.row_bytes)
-        out = bytearray(rows.shape[0] * (right - left))
-        torch.frombuffer(out, dtype=torch.uint8).view(rows.shape[0], -1).copy_(rows[:, left:right])
-        yield memoryview(out)
+) -> Payload:
+    item, last = DTYPE_BYTES[tensor.dtype], start[0] + shape[0]
+
+    def whole(row: int) -> Iterator[memoryview]:
+        return blocks.blocks(tensor.name, start[0] + row, last)
+
+    def columns(row: int) -> Iterator[memoryview]:
+        left, right = start[1] * item, (start[1] + shape[1]) * item
+        for block in whole(row):
+            rows = torch.frombuffer(block, dtype=torch.uint8).view(-1, tensor.row_bytes)
+            out = bytearray(rows.shape[0] * (right - left))
+            cut = rows[:, left:right]
+            torch.frombuffer(out, dtype=torch.uint8).view(cut.shape).copy_(cut)
+            yield memoryview(out)
+
+    return Payload(
+        shape[0],
+        prod(shape[1:]) * item,
+        whole if shape[1:] == tensor.shape[1:] else columns,
+        partial(blocks.sound, tensor.name),
+    )
 
 
 def write_params(folder: Path, params: LlamaParams, assets: Path | None) -> None:

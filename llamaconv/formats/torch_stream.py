@@ -12,27 +12,23 @@ tools other than torch may complain. The receipt carries a digest of every piece
 from __future__ import annotations
 
 import io
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, cast
 
 import torch
-import xxhash
 
-from llamaconv.formats.blocks import write_all
+from llamaconv.formats.output import Output, Payload
 from llamaconv.problems import FailedError
 
 
-def save_streamed(
-    value: Any, file: BinaryIO, payloads: Iterable[Iterator[memoryview]], stop: threading.Event
-) -> list[str]:
-    """``torch.save(value, file)`` with each tensor's bytes from ``payloads``, in order.
+def save_streamed(value: Any, output: Output, payloads: Iterable[Payload]) -> list[str]:
+    """``torch.save(value, output)`` with each tensor's bytes from ``payloads``, in order.
 
     The tensors in ``value`` give shape and dtype only. Returns the xxh3-128 digest of each
-    payload. Raises what a payload raises, `FailedError` once ``stop`` is set, ``OSError``.
+    payload. Raises what a payload raises, and what `Output` does.
     """
-    stream = _Stream(file, payloads, stop)
+    stream = _Stream(output, payloads)
     try:
         with torch.serialization.skip_data(materialize_fake_tensors=True):
             torch.save(value, cast(IO[bytes], stream))
@@ -45,12 +41,9 @@ def save_streamed(
 
 
 class _Stream(io.RawIOBase):
-    def __init__(
-        self, file: BinaryIO, payloads: Iterable[Iterator[memoryview]], stop: threading.Event
-    ) -> None:
-        self.file = file
+    def __init__(self, output: Output, payloads: Iterable[Payload]) -> None:
+        self.output = output
         self.payloads = iter(payloads)
-        self.stop = stop
         self.digests: list[str] = []
         self.failure: Exception | None = None
 
@@ -58,27 +51,19 @@ class _Stream(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
         with self._remembering():
-            write_all(self.file, view)
-        return len(view)
+            return self.output.write(data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         with self._remembering():
             payload = next(self.payloads, None)
             if whence != io.SEEK_CUR or payload is None:
                 raise FailedError("this torch writes tensors in a way llamaconv does not know")
-            digest, n_bytes = xxhash.xxh3_128(), 0
-            for block in payload:
-                if self.stop.is_set():
-                    raise FailedError("stopped, another thread failed")
-                digest.update(block)
-                write_all(self.file, block)
-                n_bytes += len(block)
+            n_bytes, digest = self.output.stream(payload)
             if n_bytes != offset:
                 raise FailedError(f"{offset} bytes were to be written, {n_bytes} were")
-            self.digests.append(digest.hexdigest())
-        return self.file.tell()
+            self.digests.append(digest)
+        return self.output.tell()
 
     @contextmanager
     def _remembering(self) -> Iterator[None]:

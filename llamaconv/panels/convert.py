@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
+from llamaconv.agreement import fingerprint
 from llamaconv.notebook import ConvertChoices
 from llamaconv.panels.panel import Choice, Panel, Switch, Text
 from llamaconv.pieces import Checkpoint
@@ -75,7 +76,13 @@ def choose(checkpoint: Checkpoint, choices: ConvertChoices, **changes: Any) -> C
         problems += plan.problems
         try:
             place = choices.target_path
-            check_target(place, checkpoint.local_path, plan.bytes_to_write, choices.may_replace)
+            check_target(
+                place,
+                checkpoint.local_path,
+                plan.bytes_to_write,
+                choices.may_replace,
+                fingerprint(plan),
+            )
         except RefusedError as error:
             problems += error.problems
     return Chosen(choices, plan, tuple(problems))
