@@ -118,7 +118,8 @@ class Engine:
             out = out[
                 (max(first, begin) - begin) * row_bytes : (min(last, end) - begin) * row_bytes
             ]
-            self._count(len(block), len(out))
+            with self._lock:
+                self.bytes_read += len(block)
             yield out
 
     def _transform(
@@ -148,13 +149,9 @@ class Engine:
         """Whether nothing of tensor ``name`` has overflowed so far."""
         return name not in self.overflows
 
-    def took_over(self, n_bytes: int) -> None:
-        """So many bytes of the target were written by a run before this one."""
-        self._count(0, 0, n_bytes)
-
-    def _count(self, n_read: int, n_written: int, n_reused: int = 0) -> None:
+    def count(self, n_written: int, n_reused: int = 0) -> None:
+        """So many bytes of the target were written, or by a run before this one."""
         with self._lock:
-            self.bytes_read += n_read
             self.bytes_written += n_written
             self.bytes_reused += n_reused
             done = self.bytes_written + self.bytes_reused

@@ -21,7 +21,7 @@ from llamaconv.engine import Engine
 notes, fault, *arguments = sys.argv[1:]
 rank = int(os.environ["RANK"])
 (Path(notes) / f"pid-{rank}").write_text(str(os.getpid()))
-count = Engine._count
+count = Engine.count
 
 
 def slow(engine: Engine, *counts: int) -> None:
@@ -35,7 +35,7 @@ def slow(engine: Engine, *counts: int) -> None:
 
 
 if fault in ("slow", "full", "interrupted", "changed"):
-    Engine._count = slow
+    Engine.count = slow
 if rank == 1 and fault == "full":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

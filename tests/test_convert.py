@@ -345,8 +345,8 @@ class TestTarget:
     ) -> None:
         slow = (
             "import sys, time; from llamaconv.engine import Engine; from llamaconv.cli import main;"
-            "count = Engine._count;"
-            "Engine._count = lambda *a: (time.sleep(0.1), count(*a));"
+            "count = Engine.count;"
+            "Engine.count = lambda *a: (time.sleep(0.1), count(*a));"
             f"sys.exit(main(['convert', {str(source)!r}, {str(tmp_path / 'target')!r}]))"
         )
         process = subprocess.Popen([sys.executable, "-c", slow], stderr=subprocess.PIPE, text=True)

@@ -33,8 +33,8 @@ class Blocks(Protocol):
     def sound(self, name: str) -> bool:
         """Whether every row of ``name`` that was asked for so far is as it should be."""
 
-    def took_over(self, n_bytes: int) -> None:
-        """So many bytes stood in the file already."""
+    def count(self, n_written: int, n_reused: int = 0) -> None:
+        """So many bytes of tensors are written; so many stood in their file already."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _write_mine(
     stop = threading.Event()
 
     def write(file: File) -> Any:
-        with Output(folder, file.name, stop, blocks.took_over) as output:
+        with Output(folder, file.name, stop, blocks.count) as output:
             return file.write(output)
 
     with ThreadPoolExecutor(workers) as pool:

@@ -41,16 +41,16 @@ class Payload:
 class Output:
     """The file ``name`` in ``folder``, written from its start to its end. A context manager.
 
-    Leaving it without an error sends the file to the disk. ``took_over`` is called with the bytes
-    that stood there already. Every method raises ``OSError``, and `FailedError` once ``stop``
-    is set.
+    Leaving it without an error sends the file to the disk. ``count`` is called with the bytes of
+    tensors that were written, and of those that stood there already. Every method raises
+    ``OSError``, and `FailedError` once ``stop`` is set.
     """
 
     def __init__(
-        self, folder: Path, name: str, stop: threading.Event, took_over: Callable[[int], None]
+        self, folder: Path, name: str, stop: threading.Event, count: Callable[[int, int], None]
     ) -> None:
         self._stop = stop
-        self._took_over = took_over
+        self._count = count
         self._journal = Journal(folder, name)
         self._before = self._journal.read()
         # Only what is vouched for was left there.
@@ -94,6 +94,7 @@ class Output:
                 raise FailedError("stopped, another thread failed")
             digest.update(block)
             self.write(block)
+            self._count(len(block), 0)
             n_bytes += len(block)
             self._since += len(block)
             if self._since >= _JOURNAL_BYTES:
@@ -125,5 +126,5 @@ class Output:
         if left or digest.hexdigest() != entry.digest:
             self._file.seek(begin)
             return 0, xxhash.xxh3_128()
-        self._took_over(n_bytes)
+        self._count(0, n_bytes)
         return entry.rows, digest

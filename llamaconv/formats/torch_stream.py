@@ -45,7 +45,7 @@ class _Stream(io.RawIOBase):
         self.output = output
         self.payloads = iter(payloads)
         self.digests: list[str] = []
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
 
     def writable(self) -> bool:
         return True
@@ -69,6 +69,6 @@ class _Stream(io.RawIOBase):
     def _remembering(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             self.failure = self.failure or error
             raise
