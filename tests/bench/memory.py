@@ -45,11 +45,11 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def measure_shape(shape: str, folder: Path) -> list[report.Row]:
+def measure_shape(shape: str, folder: Path, n_directions: int) -> list[report.Row]:
     """A row a direction for a model of ``shape``, each converted and then verified."""
     inputs.write(folder / "hf", inputs.SHAPES[shape], sparse=True)
     rows = []
-    for source, to, extra in DIRECTIONS:
+    for source, to, extra in DIRECTIONS[:n_directions]:
         options = [str(META_FILES[shape]) if word == "files" else word for word in extra]
         label = f"{source} to {to} {' '.join(options)}".strip()
         print(f"{shape}: {label}", file=sys.stderr, flush=True)
@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
     parser.add_argument("--out", type=Path, default=Path("bench-out"), help="for the reports")
     parser.add_argument("--layers", type=int, help="fewer layers, for a quick look")
+    parser.add_argument("--directions", type=int, default=len(DIRECTIONS), help="the first so many")
     options = parser.parse_args()
     if options.layers:
         for name, params in inputs.SHAPES.items():
@@ -134,7 +135,7 @@ def main() -> None:
     rows: list[report.Row] = []
     for shape in options.shape.split(","):
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            rows += measure_shape(shape, Path(folder))
+            rows += measure_shape(shape, Path(folder), options.directions)
         content = json.dumps({"about": about, "rows": rows}, indent=1)
         (options.out / "memory.json").write_text(content)
         (options.out / "memory.md").write_text(markdown(about, rows))
