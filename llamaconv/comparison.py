@@ -152,6 +152,8 @@ class Comparison:
         detail = (
             f"all {n_elements:,} elements equal the source's, read whole and re-ordered by index"
         )
+        if concession := self.source.concession or self.target.concession:
+            detail += f"; {concession}"
         if n_different:
             different = [one.name for one in self.tensors if one.n_different]
             detail = (

@@ -7,6 +7,7 @@ where torch itself finds them.
 
 from __future__ import annotations
 
+import mmap
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +27,12 @@ WHOLE_BYTES = 16 << 20
 
 
 class Oracle:
-    """Rows of a checkpoint's tensors, by a reader that is not ours."""
+    """Rows of a checkpoint's tensors, by a reader that is not ours.
+
+    ``concession`` says, for the report, where it is ours after all.
+    """
+
+    concession = ""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -98,8 +104,7 @@ class DcpOracle(Oracle):
     def rows(self, name: str, first: int, last: int) -> Tensor:
         if name in self._loaded:
             return self._loaded[name][first:last]
-        with PieceReader() as reader:
-            return read_rows(reader, self.checkpoint.tensors[name], first, last)
+        return _plain_rows(self.checkpoint, name, first, last)
 
 
 class TorchFileOracle(Oracle):
@@ -130,10 +135,35 @@ class TorchFileOracle(Oracle):
         return self._files[path]
 
 
+class PlainOracle(Oracle):
+    """Plain reads, where a filesystem cannot map files, as other readers do."""
+
+    concession = "read by the engine's own plain reads, since the filesystem cannot map files"
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        return _plain_rows(self.checkpoint, name, first, last)
+
+
+def _plain_rows(checkpoint: Checkpoint, name: str, first: int, last: int) -> Tensor:
+    with PieceReader() as reader:
+        return read_rows(reader, checkpoint.tensors[name], first, last)
+
+
+def _can_map(file: Path) -> bool:
+    with open(file, "rb") as opened:
+        try:
+            mmap.mmap(opened.fileno(), 1, prot=mmap.PROT_READ).close()
+        except OSError:
+            return False
+    return True
+
+
 def oracle(checkpoint: Checkpoint) -> Oracle:
-    """The reader for a checkpoint's format."""
+    """The reader for a checkpoint's format and the filesystem it lies on."""
     if checkpoint.format == "dcp":
         return DcpOracle(checkpoint)
+    if not all(map(_can_map, checkpoint.local_files)):
+        return PlainOracle(checkpoint)
     if any(file.suffix != ".safetensors" for file in checkpoint.local_files):
         return TorchFileOracle(checkpoint)
     return SafetensorsOracle(checkpoint)

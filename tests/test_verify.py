@@ -1,5 +1,6 @@
 """Checks that can fail: each is seen to fail for the fault it is there for."""
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -148,6 +149,23 @@ def test_windows_and_whole_tensors_give_the_same_verdict(
         monkeypatch.setattr(oracles, "WHOLE_BYTES", whole)
         monkeypatch.setattr(comparison, "WINDOW_BYTES", window)
         assert verify_checkpoint(source, target).ok
+
+
+@pytest.mark.parametrize("to", ["dcp", "meta"])
+def test_a_filesystem_that_cannot_map_files_is_read_plainly_and_said(
+    source: Path, convert: Callable[..., Conversion], monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    def cannot(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr("mmap.mmap", cannot)
+    monkeypatch.setattr(oracles, "safe_open", cannot)
+    target = convert(source, to=to, verified=False).target
+    verification = verify_checkpoint(source, target)
+    assert verification.ok
+    assert "since the filesystem cannot map files" in verification.checks[1].detail
+    damage.flip_one_bit(target)
+    assert not verify_checkpoint(source, target).ok
 
 
 @pytest.fixture(params=["cut", "gone", "zeroed", "other metadata"])

@@ -56,7 +56,8 @@ class Digger:
             self._dig_all()
 
     def _files(self) -> list[Path]:
-        return [file for target in self.folder.glob(self.pattern) for file in target.iterdir()]
+        targets = self.folder.glob(self.pattern)
+        return [file for target in targets for file in target.iterdir() if file.is_file()]
 
     def _dig_all(self) -> None:
         for file in self._files():
