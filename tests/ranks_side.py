@@ -3,7 +3,7 @@
     torchrun --standalone --nproc-per-node 2 ranks_side.py NOTES FAULT convert SRC DST …
 
 NOTES is a folder; each rank leaves its process id there and its exit status. FAULT is "none", or
-"slow": every block takes a while; "full": so, and rank 1's files cannot grow (as on a full disk,
+"slow": every block takes a while; "kept": so, and journals begin after some kB; "full": so, and rank 1's files cannot grow (as on a full disk,
 and for real); "interrupted": so, and rank 1 is terminated while it writes; "changed": rank 1
 sees its source change; "apart": rank 1 runs in another folder; or a path: rank 1's SRC.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from llamaconv.cli import main
 from llamaconv.engine import Engine
+from llamaconv.formats import output
 
 notes, fault, *arguments = sys.argv[1:]
 rank = int(os.environ["RANK"])
@@ -34,8 +35,10 @@ def slow(engine: Engine, *counts: int) -> None:
     count(engine, *counts)
 
 
-if fault in ("slow", "full", "interrupted", "changed"):
+if fault in ("slow", "kept", "full", "interrupted", "changed"):
     Engine.count = slow
+if fault == "kept":
+    output._JOURNAL_BYTES = 10_000
 if rank == 1 and fault == "full":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

@@ -154,6 +154,28 @@ def test_after_rank_0_was_killed_the_next_run_clears_up(source: Path, tmp_path: 
     assert left(tmp_path) == ["target"]
 
 
+@pytest.mark.parametrize("victim", [0, 1])
+def test_ranks_go_on_from_what_ranks_have_written(
+    source: Path, tmp_path: Path, victim: int
+) -> None:
+    target, options = tmp_path / "target", ("--shards", "3")
+    run = Faulty(tmp_path, 2, "kept", source, target, *options)
+    journals = tmp_path / "target.llamaconv-partial" / ".llamaconv-journal"
+    # Of three files, one rank writes two.
+    for number in (0, 1):
+        wait_for(journals / f"__0_{number}.distcp.jsonl")
+    run.kill(victim)
+    errors, _ = run.end()
+    assert len(errors) == 1 and errors[0].startswith(f"error: rank {victim} has died")
+    assert left(tmp_path) == ["target.llamaconv-partial"]
+    command = torchrun(2, "-m", "llamaconv", "convert", source, target, *options, "--json")
+    done = json.loads(subprocess.run(command, stdout=subprocess.PIPE, timeout=60).stdout)
+    assert done["verified"] and done["bytes_reused"] > 20_000
+    assert main(["convert", str(source), str(tmp_path / "whole"), *options, "--quiet"]) == 0
+    for file in (".metadata", "__0_0.distcp", "__0_1.distcp", "__0_2.distcp"):
+        assert (target / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("fault", "status", "reason"),
     [
