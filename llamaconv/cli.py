@@ -187,8 +187,8 @@ def _sample(options: argparse.Namespace) -> None:
     from llamaconv.sample import write_sample
 
     folder = write_sample(options.target)
-    print(f"{folder}: a small trained Llama, as a Hugging Face folder")
-    print(f"next: llamaconv convert {_quote(folder)} {_quote(folder)}-dcp")
+    print(printable(f"{folder}: a small trained Llama, as a Hugging Face folder"))
+    print(printable(f"next: llamaconv convert {_quote(folder)} {_quote(folder)}-dcp"))
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -257,9 +257,8 @@ def _convert_on(ranks: Ranks, options: argparse.Namespace) -> None:
         print(done.table())
         if done.verification:
             print(f"\n{done.verification.table()}")
-        print(
-            f"\n{printable(str(done.target))}: converted in {done.seconds:.1f} s. Next:\n{done.advice}"
-        )
+        print(f"\n{printable(str(done.target))}: converted in {done.seconds:.1f} s. Next:")
+        print(*map(printable, str(done.advice).split("\n")), sep="\n")
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llamaconv.problems import printable
+from llamaconv.problems import printable, shortened
 
 _LEFT = "text-align:left"
 _RIGHT = "text-align:right;white-space:nowrap"
@@ -28,7 +28,7 @@ class Table:
     most: int = 60
 
     def _shown(self) -> tuple[list[list[str]], int]:
-        rows = [[printable(str(cell)) for cell in row] for row in self.rows[: self.most]]
+        rows = [[shortened(printable(str(cell))) for cell in row] for row in self.rows[: self.most]]
         return rows, len(self.rows) - len(rows)
 
     def __str__(self) -> str:

@@ -19,7 +19,7 @@ from llamaconv.panels.panel import Choice, Panel, Switch, Text
 from llamaconv.pieces import Checkpoint
 from llamaconv.plan import CHOICES, Plan
 from llamaconv.planner import make_plan
-from llamaconv.problems import Problem, RefusedError
+from llamaconv.problems import Problem, RefusedError, printable
 from llamaconv.staging import check_target
 from llamaconv.tables import size
 
@@ -57,7 +57,7 @@ class Chosen:
                 f"<p><b>{html.escape(self.plan.summary())}</b><br>{size(self.plan.bytes_to_read)} "
                 f"to read, {size(self.plan.bytes_to_write)} to write</p>"
             )
-        commands = html.escape(self.commands())
+        commands = html.escape("\n".join(map(printable, self.commands().split("\n"))))
         style = "border:1px solid #8886;padding:0.6em;white-space:pre-wrap;user-select:all"
         parts.append(f'<p>Run this headless:</p><pre style="{style}">{commands}</pre>')
         return "\n".join(parts)
