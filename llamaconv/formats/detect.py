@@ -37,7 +37,6 @@ def _open_here(path: Path) -> Checkpoint:
         raise RefusedError(f"{path}: is neither a folder nor a file")
     names = {entry.name for entry in path.iterdir()}
     if ".metadata" in names:
-        # The only format that needs torch to open.
         from llamaconv.formats import dcp
 
         return dcp.open_folder(path)

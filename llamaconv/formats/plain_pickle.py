@@ -85,8 +85,6 @@ class _Machine:
         marks: list[int] = []
         memo: list[Any] = []
         push, pop = stack.append, stack.pop
-        if content[0] != 0x80 or not 2 <= content[1] <= 5:
-            raise ValueError("it is no pickle of the protocols 2 to 5")
         # The operations stand in about the order in which they are frequent.
         while True:
             op = content[at]
@@ -190,6 +188,8 @@ class _Machine:
             elif op == 0x51:  # BINPERSID
                 push(Persistent(pop()))
             elif op == 0x80:  # PROTO
+                if not 2 <= content[at] <= 5:
+                    raise ValueError("it is no pickle of the protocols 2 to 5")
                 at += 1
             elif op == 0x95:  # FRAME
                 at += 8

@@ -119,6 +119,8 @@ class Archive:
         directory = self._read(at, n_bytes)
         place, names, spans = 0, set(), []
         for _ in range(count):
+            if place + _ENTRY.size > len(directory):
+                raise ValueError("its directory is damaged")
             fields = _ENTRY.unpack_from(directory, place)
             mark, flags, method, packed, whole, n_name, n_extra, n_comment, header = fields
             name_at, extra_at = place + _ENTRY.size, place + _ENTRY.size + n_name
