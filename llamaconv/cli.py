@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llamaconv import shell
 from llamaconv.plan import CHOICES, Plan, Target
 from llamaconv.planner import make_plan
 from llamaconv.problems import FailedError, Problem, RefusedError, printable
@@ -258,7 +259,7 @@ def _convert_on(ranks: Ranks, options: argparse.Namespace) -> None:
         if done.verification:
             print(f"\n{done.verification.table()}")
         print(f"\n{printable(str(done.target))}: converted in {done.seconds:.1f} s. Next:")
-        print(*map(printable, str(done.advice).split("\n")), sep="\n")
+        print(done.advice)
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -293,6 +294,4 @@ def _print_json(content: dict[str, Any]) -> None:
 
 
 def _quote(path: Path) -> str:
-    import shlex
-
-    return shlex.quote(str(path))
+    return shell.quote(str(path))

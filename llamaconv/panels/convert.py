@@ -19,7 +19,7 @@ from llamaconv.panels.panel import Choice, Panel, Switch, Text
 from llamaconv.pieces import Checkpoint
 from llamaconv.plan import CHOICES, Plan
 from llamaconv.planner import make_plan
-from llamaconv.problems import Problem, RefusedError, printable
+from llamaconv.problems import Problem, RefusedError
 from llamaconv.staging import check_target
 from llamaconv.tables import size
 
@@ -57,7 +57,7 @@ class Chosen:
                 f"<p><b>{html.escape(self.plan.summary())}</b><br>{size(self.plan.bytes_to_read)} "
                 f"to read, {size(self.plan.bytes_to_write)} to write</p>"
             )
-        commands = html.escape("\n".join(map(printable, self.commands().split("\n"))))
+        commands = html.escape(self.commands())
         style = "border:1px solid #8886;padding:0.6em;white-space:pre-wrap;user-select:all"
         parts.append(f'<p>Run this headless:</p><pre style="{style}">{commands}</pre>')
         return "\n".join(parts)
@@ -67,7 +67,8 @@ def choose(checkpoint: Checkpoint, choices: ConvertChoices, **changes: Any) -> C
     """What ``choices`` with some options changed make of ``checkpoint``; never raises."""
     shards = changes.get("shards", choices.shards)
     # A text field gives text; what is no number is refused with the other values.
-    changes["shards"] = int(shards) if str(shards).isdecimal() else shards
+    is_number = str(shards).isdecimal() and len(str(shards)) < 10
+    changes["shards"] = int(shards) if is_number else shards
     choices = replace(choices, **changes)
     plan, problems = None, list(choices.problems())
     if not problems:
