@@ -6,8 +6,11 @@ only the classes that torch's writer needs may be named in it, and each value ha
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -97,7 +100,7 @@ def read_metadata(folder: Path) -> Metadata:
             n_bytes = os.fstat(file.fileno()).st_size
             if not 0 < n_bytes <= _MOST_BYTES:
                 raise ValueError(f"it has {n_bytes} bytes")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, _uncollected():
                 return _metadata(read(content, _ADMITTED))
     except FileNotFoundError as error:
         raise RefusedError(
@@ -112,6 +115,21 @@ def read_metadata(folder: Path) -> Metadata:
         ) from None
     except ValueError as error:
         raise RefusedError(f"{path}: holds no checkpoint metadata: {error}") from error
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's collector, which would look through all that is made here again and again.
+
+    It halves the time where there are many thousands of chunks.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _metadata(value: Any) -> Metadata:
