@@ -8,13 +8,14 @@ Limit: the advice starts training; learning rate and parallelism remain the user
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llamaconv import shell
 from llamaconv.keys import Layout
 from llamaconv.params import LlamaParams
+from llamaconv.problems import printable
 from llamaconv.titan import Release, flavour_of_shapes, releases_of, stock_flavour, why_not
 
 
@@ -39,7 +40,7 @@ class Advice:
         lines = [f"# {self.release}"]
         if self.module:
             lines += ["# save as converted_llama.py and run from its folder:", self.module]
-        lines += [self.command, *(f"note: {note}" for note in self.notes)]
+        lines += [printable(self.command), *(f"note: {note}" for note in self.notes)]
         lines += map(str, self.older)
         return "\n".join(line for line in lines if line)
 
@@ -93,9 +94,9 @@ def _advise_for(
     # 0.3.0 names its configurations in lower case.
     chosen = name.lower() if release.generation == "titan-0.3" else name
     place = (
-        f"{release.dump_folder} {shlex.quote(str(dump_folder.absolute()))}"
+        f"{release.dump_folder} {shell.quote(str(dump_folder.absolute()))}"
         if dump_folder
-        else f"--checkpoint.initial_load_path {shlex.quote(str(checkpoint.absolute()))}"
+        else f"--checkpoint.initial_load_path {shell.quote(str(checkpoint.absolute()))}"
     )
     command = (
         f"torchrun --nproc-per-node 8 -m torchtitan.train {words.format(flavour=chosen)} "

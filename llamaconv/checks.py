@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from llamaconv.problems import FailedError, Problem
@@ -34,7 +35,8 @@ class Check:
         return {
             "name": self.name,
             "ok": self.ok,
-            "value": self.value,
+            # JSON has neither of inf and nan.
+            "value": self.value if isfinite(self.value) else None,
             "yardstick": self.yardstick,
             "detail": self.detail,
         }

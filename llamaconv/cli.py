@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llamaconv import shell
 from llamaconv.plan import CHOICES, Plan, Target
 from llamaconv.planner import make_plan
 from llamaconv.problems import FailedError, Problem, RefusedError, notes, printable
@@ -189,8 +190,8 @@ def _sample(options: argparse.Namespace) -> None:
     from llamaconv.sample import write_sample
 
     folder = write_sample(options.target)
-    print(f"{folder}: a small trained Llama, as a Hugging Face folder")
-    print(f"next: llamaconv convert {_quote(folder)} {_quote(folder)}-dcp")
+    print(printable(f"{folder}: a small trained Llama, as a Hugging Face folder"))
+    print(printable(f"next: llamaconv convert {_quote(folder)} {_quote(folder)}-dcp"))
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -259,9 +260,8 @@ def _convert_on(ranks: Ranks, options: argparse.Namespace) -> None:
         print(done.table())
         if done.verification:
             print(f"\n{done.verification.table()}")
-        print(
-            f"\n{printable(str(done.target))}: converted in {done.seconds:.1f} s. Next:\n{done.advice}"
-        )
+        print(f"\n{printable(str(done.target))}: converted in {done.seconds:.1f} s. Next:")
+        print(done.advice)
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -301,6 +301,4 @@ def _print_json(content: dict[str, Any]) -> None:
 
 
 def _quote(path: Path) -> str:
-    import shlex
-
-    return shlex.quote(str(path))
+    return shell.quote(str(path))

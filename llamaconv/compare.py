@@ -57,6 +57,8 @@ def _rows(reader: PieceReader, tensor: TensorInfo, first: int, last: int) -> byt
 
 
 def _blocks(tensor: TensorInfo) -> Iterable[tuple[int, int]]:
+    if not tensor.nbytes:
+        return  # however many rows of no bytes its shape claims
     step = max(1, _BLOCK_BYTES // max(1, tensor.row_bytes))
     for first in range(0, tensor.n_rows, step):
         yield first, min(first + step, tensor.n_rows)

@@ -8,16 +8,13 @@ cannot express (other activations, other kinds of RoPE, quantised weights) is a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf
 from typing import Any
 
-from llamaconv.params import LlamaParams, RopeScaling
+from llamaconv.params import MOST, MOST_HEADS, MOST_LAYERS, LlamaParams, RopeScaling, is_number
 from llamaconv.problems import Problem
 
 # transformers' own default, which old config.json files rely on by leaving the entry out.
 TRANSFORMERS_DEFAULT_THETA = 10000.0
-# Eight times the deepest Llama (405B: 126).
-_MOST_LAYERS = 1024
 
 
 def to_config(
@@ -84,10 +81,10 @@ def from_config(
             reader.values[entry] = shapes[role][axis]
             reader.warn(f"{entry} is absent; {shapes[role][axis]} is taken from {role}")
     dim = reader.count("hidden_size")
-    n_layers = reader.layers("num_hidden_layers")
-    n_heads = reader.count("num_attention_heads")
+    n_layers = reader.count("num_hidden_layers", most=MOST_LAYERS)
+    n_heads = reader.count("num_attention_heads", most=MOST_HEADS)
     # An absent num_key_value_heads means one kv head a query head (transformers' LlamaConfig).
-    n_kv_heads = reader.count("num_key_value_heads", default=n_heads)
+    n_kv_heads = reader.count("num_key_value_heads", default=n_heads, most=MOST_HEADS)
     ffn_dim = reader.count("intermediate_size")
     vocab_size = reader.count("vocab_size")
     head_dim = _head_dim(reader, dim, n_heads, shapes.get("wq"))
@@ -141,27 +138,22 @@ class ParamsReader:
     def warn(self, message: str) -> None:
         self.problems.append(Problem(f"{self.where}: {message}", level="warning"))
 
-    def count(self, entry: str, default: int | None = None) -> int:
-        """A positive whole number; 1 stands in where there is none, beside an error."""
+    def count(self, entry: str, default: int | None = None, most: int = MOST) -> int:
+        """A whole number from 1 to ``most``; 1 stands in where there is none, beside an error."""
         value = self.values.get(entry)
         if value is None and default is not None:
             return default
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
         found = "is absent" if value is None else f"is {value!r}"
-        self.size_error(f"{entry} {found}; a positive whole number was expected")
-        return 1
-
-    def layers(self, entry: str) -> int:
-        """A number of layers that a model can have: names are made for each."""
-        value = self.count(entry)
-        if value <= _MOST_LAYERS:
+        if type(value) is not int or value < 1:
+            self.size_error(f"{entry} {found}; a positive whole number was expected")
+        elif value > most:
+            self.size_error(f"{entry} {found}; no Llama has more than {most}")
+        else:
             return value
-        self.size_error(f"{entry} is {value}; no Llama has more than {_MOST_LAYERS} layers")
         return 1
 
     def number(self, entry: str, value: Any) -> float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < inf:
+        if is_number(value):
             return float(value)
         self.error(f"{entry} is {value!r}; a positive number was expected")
         return 1.0
@@ -196,7 +188,7 @@ def _check_family(reader: ParamsReader) -> None:
 
 
 def _head_dim(reader: ParamsReader, dim: int, n_heads: int, wq: tuple[int, ...] | None) -> int:
-    from_rows = wq[0] // n_heads if wq and wq[0] % n_heads == 0 else None
+    from_rows = wq[0] // n_heads if wq and wq[0] and wq[0] % n_heads == 0 else None
     if reader.values.get("head_dim") is not None:
         return reader.count("head_dim")
     if from_rows is None:

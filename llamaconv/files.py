@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from llamaconv.problems import Problem, RefusedError, or_problems
 
 # Far above any index or configuration in use (405B: 1,138 tensors, 100 kB).
 _MOST_JSON_BYTES = 100_000_000
+# A hundred bytes of memory and more each; the largest mixtures of experts have some 90,000 tensors.
+_MOST_JSON_VALUES = 5_000_000
+# Far below what Python's own recursion bears, wherever the values are shown or compared.
+_MOST_JSON_DEPTH = 64
 
 
 def what_it_is(start: bytes) -> str | None:
@@ -28,11 +36,27 @@ def what_it_is(start: bytes) -> str | None:
     return None
 
 
+def open_file(path: Path) -> BinaryIO:
+    """``path`` to be read. Raises ``OSError``, too where it is a pipe, a device or a folder.
+
+    Those would be waited for, or never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is not a file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """One JSON object. Raises `RefusedError` that names the file and what it is instead."""
     try:
-        check_json_size(path, path.stat().st_size)
-        content = path.read_bytes()
+        with open_file(path) as file:
+            check_json_size(path, os.fstat(file.fileno()).st_size)
+            content = file.read(_MOST_JSON_BYTES)
     except OSError as error:
         raise RefusedError(f"{path}: {error.strerror or error}") from error
     return json_object(path, content)
@@ -47,8 +71,8 @@ def check_json_size(path: object, n_bytes: int) -> None:
 def json_object(path: object, content: bytes) -> dict[str, Any]:
     """The JSON object that ``content`` is. Raises `RefusedError` that names ``path``."""
     try:
-        entries = json.loads(content, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        entries = parse_json(content)
+    except ValueError as error:
         reason = what_it_is(content[:512]) or f"not valid JSON: {error}"
         raise RefusedError(f"{path}: {reason}") from error
     if not isinstance(entries, dict):
@@ -59,18 +83,35 @@ def json_object(path: object, content: bytes) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{twice[0]!r} is there twice")
+        (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{twice!r} is there twice")
     return entries
 
 
 def parse_json(text: bytes) -> Any:
-    """JSON in which no name may stand twice. Raises ``ValueError``."""
+    """JSON in UTF-8, of bounded size and depth, no name twice. Raises ``ValueError``."""
+    # Before anything is made of it: each of these bytes may stand for an object in memory.
+    if sum(map(text.count, (b"[", b"{", b","))) > _MOST_JSON_VALUES:
+        raise ValueError(f"more than {_MOST_JSON_VALUES} values")
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        value = json.loads(text.decode(), object_pairs_hook=_unique)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+    if _is_deep(value):
+        raise ValueError("nested too deep")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_MOST_JSON_DEPTH):
+        nested = [one for one in level if isinstance(one, dict | list)]
+        if not nested:
+            return False
+        level = [
+            inner for one in nested for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return True
 
 
 def try_json(path: Path, problems: list[Problem]) -> dict[str, Any] | None:

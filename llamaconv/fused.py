@@ -17,7 +17,7 @@ from llamaconv.params import LlamaParams
 from llamaconv.pieces import Checkpoint, TensorInfo
 from llamaconv.problems import Problem
 
-_WQKV = re.compile(r"(?:model\.)?layers\.(\d+)\.attention\.(?:qkv_linear\.)?wqkv\.weight")
+_WQKV = re.compile(r"(?:model\.)?layers\.([0-9]{1,9})\.attention\.(?:qkv_linear\.)?wqkv\.weight")
 
 
 def is_fused(name: str) -> bool:

@@ -123,8 +123,9 @@ def identify(name: str, naming: str | None) -> tuple[Role, int | None] | None:
         return None
     parts = name.split(".")
     for at, part in enumerate(parts):
-        # Only plain decimal layers: "01" or "²" are somebody else's names.
-        if part.isascii() and part.isdigit() and str(int(part)) == part:
+        # Only plain decimal layers: "01" or "²" are somebody else's names, and thousands of
+        # digits are more than Python makes a number of.
+        if len(part) < 10 and part.isascii() and part.isdigit() and str(int(part)) == part:
             role = _pattern(naming).get(".".join([*parts[:at], "N", *parts[at + 1 :]]))
             return (role, int(part)) if role and role.per_layer else None
     role = _pattern(naming).get(name)

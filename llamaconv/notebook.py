@@ -10,16 +10,16 @@ from __future__ import annotations
 import ast
 import difflib
 import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from llamaconv import shell
 from llamaconv.formats.detect import open_checkpoint
 from llamaconv.plan import Target
 from llamaconv.planner import make_plan
-from llamaconv.problems import Problem, RefusedError
+from llamaconv.problems import Problem, RefusedError, printable
 from llamaconv.sample import sample_path
 from llamaconv.tables import Table, parse_size
 
@@ -84,10 +84,10 @@ class Choices:
         ``notebook`` is a file under notebooks/, ``command`` one of llamaconv's, if there is one.
         """
         lines = [
-            shlex.join(["papermill", f"notebooks/{notebook}", "run.ipynb", *self._papermill()])
+            shell.join(["papermill", f"notebooks/{notebook}", "run.ipynb", *self._papermill()])
         ]
         if command:
-            lines.append(shlex.join(["llamaconv", command, *self._arguments()]))
+            lines.append(shell.join(["llamaconv", command, *self._arguments()]))
             if not self.source:
                 lines.insert(1, "llamaconv sample SAMPLE")
         return "\n".join(lines)
@@ -189,13 +189,15 @@ class VerifyChoices(Choices):
     def write_if_absent(self) -> str:
         """Converts the source to the target where there is none yet; a sentence says which."""
         if self.target_path.exists():
-            return f"{self.target_path} is there and is checked as it is"
+            return printable(f"{self.target_path} is there and is checked as it is")
         # Not before: the parameters alone do not wait for torch.
         from llamaconv.convert import convert_checkpoint
 
         plan = make_plan(open_checkpoint(self.source_path))
         convert_checkpoint(plan, self.target_path)
-        return f"{self.target_path} was not there: written from the source, {plan.target}"
+        return printable(
+            f"{self.target_path} was not there: written from the source, {plan.target}"
+        )
 
     def _given(self) -> dict[str, object]:
         return super()._given() | {"target": str(self.target_path)}

@@ -8,8 +8,34 @@ Limit: Llama as TorchTitan and Meta define it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from sys import float_info
+from typing import Any, TypeGuard
+
+MOST_LAYERS = 1024
+"""Eight times the deepest Llama (405B: 126); names are made for each layer."""
+
+MOST_HEADS = 4096
+"""32 times those of 405B."""
+
+MOST = 2**31 - 1
+"""What every other size is far below."""
+
+
+def most_of(size: str) -> int:
+    """The largest value of a size of `LlamaParams` that a file of a stranger is believed."""
+    return {"n_layers": MOST_LAYERS, "n_heads": MOST_HEADS, "n_kv_heads": MOST_HEADS}.get(
+        size, MOST
+    )
+
+
+def is_count(value: object, most: int = MOST) -> TypeGuard[int]:
+    return type(value) is int and 0 < value <= most
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a positive number that a float can hold."""
+    return type(value) in (int, float) and 0 < value <= float_info.max  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -54,9 +80,32 @@ class LlamaParams:
 
     @classmethod
     def from_json(cls, entries: Mapping[str, Any]) -> LlamaParams:
-        """The inverse of `to_json`, for receipts."""
+        """The inverse of `to_json`, for receipts. Raises ``ValueError`` or ``TypeError``."""
         scaling = entries.get("rope_scaling")
-        return cls(**{**entries, "rope_scaling": RopeScaling(**scaling) if scaling else None})
+        params = cls(**{**entries, "rope_scaling": RopeScaling(**scaling) if scaling else None})
+        params._check()
+        return params
+
+    def _check(self) -> None:
+        """Raises ``ValueError`` where a value cannot be that of a Llama."""
+        numbers = ("norm_eps", "rope_theta")
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name == "tied":
+                right = type(value) is bool
+            elif one.name == "rope_scaling":
+                right = value is None or all(is_number(n) for n in vars(value).values())
+            elif one.name in numbers:
+                right = is_number(value)
+            else:
+                optional = one.name == "max_position" and value is None
+                right = optional or is_count(value, most_of(one.name))
+            if not right:
+                raise ValueError(f"{one.name} is {value!r}")
+        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
+            raise ValueError(
+                f"{self.n_heads} heads of {self.head_dim} with {self.n_kv_heads} kv heads"
+            )
 
     def __str__(self) -> str:
         scaling = f", scaling factor {self.rope_scaling.factor:g}" if self.rope_scaling else ""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llamaconv.config import ParamsReader
-from llamaconv.params import LlamaParams, RopeScaling
+from llamaconv.params import MOST_HEADS, MOST_LAYERS, LlamaParams, RopeScaling
 from llamaconv.problems import Problem
 
 # apply_scaling in Meta's llama-models, models/llama3/model.py: constants, not parameters.
@@ -32,14 +32,14 @@ def from_params_json(
     ``shapes`` are those of the whole tensors, one a role. None where a size is missing.
     """
     reader = ParamsReader(entries, where)
-    dim, n_heads = reader.count("dim"), reader.count("n_heads")
-    n_layers = reader.layers("n_layers")
-    n_kv_heads = reader.count("n_kv_heads", default=n_heads)
+    dim, n_heads = reader.count("dim"), reader.count("n_heads", most=MOST_HEADS)
+    n_layers = reader.count("n_layers", most=MOST_LAYERS)
+    n_kv_heads = reader.count("n_kv_heads", default=n_heads, most=MOST_HEADS)
     if dim % n_heads or n_heads % n_kv_heads:
         reader.size_error(
             f"dim {dim}, n_heads {n_heads} and n_kv_heads {n_kv_heads} do not divide each other"
         )
-    ffn_dim, vocab_size = (shapes.get(role, (0,))[0] for role in ("w1", "tok_embeddings"))
+    ffn_dim, vocab_size = (_rows(reader, shapes, role) for role in ("w1", "tok_embeddings"))
     stated = entries.get("vocab_size", -1)
     if stated == -1:
         reader.warn(f"vocab_size is {stated}; {vocab_size} is taken from tok_embeddings")
@@ -65,6 +65,14 @@ def from_params_json(
         if reader.sized
         else None
     ), reader.problems
+
+
+def _rows(reader: ParamsReader, shapes: Mapping[str, tuple[int, ...]], role: str) -> int:
+    """Rows of a tensor, which params.json does not say; 0 where it is missing, as is said elsewhere."""
+    shape = shapes.get(role)
+    if shape is not None and (not shape or not shape[0]):
+        reader.size_error(f"{role} has no rows to take a width from, its shape is {list(shape)}")
+    return shape[0] if shape else 0
 
 
 def to_params_json(params: LlamaParams) -> dict[str, Any]:

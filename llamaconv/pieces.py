@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llamaconv import keys
 from llamaconv.params import LlamaParams
-from llamaconv.problems import Problem
+from llamaconv.problems import Problem, printable
 from llamaconv.remote import Remote
 from llamaconv.tables import Table, size
 
@@ -259,7 +259,7 @@ class Checkpoint:
         kind = self.format if self.generation is None else f"{self.format} ({self.generation})"
         files = {file for tensor in self.tensors.values() for file in tensor.files}
         return (
-            f"{self.path.name}: {kind}, {self.rope or 'no'} RoPE layout, {len(self.tensors)} tensors "
+            f"{printable(self.path.name)}: {kind}, {self.rope or 'no'} RoPE layout, {len(self.tensors)} tensors "
             f"in {len(files)} files, {self.parameters:,} elements, {size(self.total_bytes)}"
         )
 

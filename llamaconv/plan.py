@@ -15,7 +15,7 @@ from typing import Any, Literal
 from llamaconv import keys, titan
 from llamaconv.params import LlamaParams
 from llamaconv.pieces import DTYPE_BYTES, Checkpoint
-from llamaconv.problems import Problem, RefusedError
+from llamaconv.problems import Problem, RefusedError, printable
 from llamaconv.tables import Table, size
 
 Operation = Literal["copy", "reorder", "cast", "tie", "drop"]
@@ -237,7 +237,7 @@ class Plan:
         classes = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
         state = f"; {len(self.errors)} problems, nothing will be written" if self.errors else ""
         return (
-            f"{self.source.path.name} → {target}, {target.layout} rows, "
+            f"{printable(self.source.path.name)} → {target}, {target.layout} rows, "
             f"dtype {target.dtype}: {classes or 'no tensors'}{state}"
         )
 

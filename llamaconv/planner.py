@@ -225,7 +225,7 @@ class _Planner:
             self._move(role, tensor, target, getattr(params, role.heads or "", None), None)
             return
         self._drop(tensor, f"{self.target.generation} has no biases; all zero, so nothing is lost")
-        if not all_zero(tensor):
+        if tensor.shape == role.shape(params) and not all_zero(tensor):
             self.error(
                 f"{tensor.name}: a bias that is not zero; TorchTitan's Llama has no biases, so the "
                 "target would compute something else",

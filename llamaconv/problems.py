@@ -23,7 +23,7 @@ class Problem:
     level: Literal["error", "warning"] = "error"
 
     def __str__(self) -> str:
-        return f"{self.level}: {printable(self.message)}"
+        return f"{self.level}: {shortened(printable(self.message), 8000)}"
 
 
 def warning(message: str, names: Iterable[str] = ()) -> Problem:
@@ -79,6 +79,14 @@ def notes(error: BaseException) -> list[str]:
 def printable(text: str) -> str:
     """``text`` with what a terminal would act on (escapes, newlines) written as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str, most: int = 1000) -> str:
+    """``text`` without its middle where it is longer than anything worth reading."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]} … {len(text) - 2 * half:,} characters … {text[-half:]}"
 
 
 def some(names: Iterable[str], most: int = 6) -> str:

@@ -93,17 +93,50 @@ def read(folder: Path) -> Receipt | None:
     return from_json(path, read_json(path)) if path.is_file() else None
 
 
+# By example: an object has at least these entries, each item of a list is like the only one here,
+# and in a tuple are the alternatives.
+_LIKE: dict[str, Any] = {
+    "source": {"path": "", "format": "", "rope": "", "files": {}},
+    "target": {"to": "", "generation": "", "rope": ""},
+    "params": {},
+    "tensors": [
+        {"source": "", "target": "", "operation": "", "dtype": "", "shape": [0], "digests": [""]}
+    ],
+    "dropped": [{"source": "", "reason": ""}],
+    "versions": {},
+    "created": "",
+    "verified": (None, {"ok": True, "checks": [{"name": "", "ok": True}]}),
+}
+
+
+def _is_like(value: Any, example: Any) -> bool:
+    if isinstance(example, tuple):
+        return any(_is_like(value, one) for one in example)
+    if isinstance(example, dict):
+        return isinstance(value, dict) and all(
+            name in value and _is_like(value[name], inner) for name, inner in example.items()
+        )
+    if isinstance(example, list):
+        return isinstance(value, list) and all(_is_like(one, example[0]) for one in value)
+    return type(value) is type(example)
+
+
 def from_json(path: object, entries: dict[str, Any]) -> Receipt:
     """The receipt that ``entries`` of the file ``path`` are. Raises `RefusedError` if damaged."""
+    # Whoever reads one later need not ask again what kind of value stands where.
     try:
         if entries["llamaconv_receipt"] != _VERSION:
             raise ValueError(f"version {entries['llamaconv_receipt']!r}, {_VERSION} expected")
-        names = ("source", "target", "tensors", "dropped", "versions", "created", "verified")
+        for name, example in _LIKE.items():
+            if not _is_like(entries[name], example):
+                raise ValueError(f"{name} is not what it should be")
+        if not isinstance(entries["source"].get("assets"), str | None):
+            raise ValueError(f"assets is {entries['source']['assets']!r}")
         if entries["target"]["rope"] not in ("interleaved", "half_split"):
             raise ValueError(f"rope {entries['target']['rope']!r}")
         return Receipt(
-            params=LlamaParams.from_json(entries["params"]),
-            **{name: entries[name] for name in names},
+            **{name: entries[name] for name in _LIKE}
+            | {"params": LlamaParams.from_json(entries["params"])},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RefusedError(

@@ -7,11 +7,11 @@ Knows names and the command that downloads; `formats.hub` is what asks the Hub.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llamaconv import shell
 from llamaconv.problems import RefusedError
 
 PREFIX = "hf://"
@@ -42,7 +42,7 @@ class HubName:
             words += ["--revision", self.revision]
         for pattern in patterns:
             words += ["--include", pattern]
-        return shlex.join([*words, "--local-dir", self.repo.split("/")[1]])
+        return shell.join([*words, "--local-dir", self.repo.split("/")[1]])
 
 
 def is_remote(path: object) -> bool:

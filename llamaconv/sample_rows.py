@@ -25,6 +25,9 @@ COLUMNS = 16
 ROWS = 16
 """How many rows are shown of a tensor that has no heads."""
 
+# Many times a head of the widest Llama (4 MiB); a header may claim any.
+_MOST_BYTES = 256 << 20
+
 
 @dataclass(frozen=True, repr=False)
 class SampleRows:
@@ -75,6 +78,9 @@ def sample_rows(plan: Plan, key: str, head: int = 0) -> SampleRows:
         raise RefusedError(f"{key}: the plan writes no such tensor")
     source = plan.source.tensors[move.source]
     first, last = _span(plan, move, source, head)
+    if not 0 < (last - first) * source.row_bytes <= _MOST_BYTES:
+        found = (last - first) * source.row_bytes
+        raise RefusedError(f"{source.name}: the rows to show have {found} bytes, too few or many")
     if changed := plan.source.changed():
         raise FailedError(changed)
     with PieceReader() as reader:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llamaconv.problems import printable
+from llamaconv.problems import printable, shortened
 
 _LEFT = "text-align:left"
 _RIGHT = "text-align:right;white-space:nowrap"
@@ -28,7 +28,7 @@ class Table:
     most: int = 60
 
     def _shown(self) -> tuple[list[list[str]], int]:
-        rows = [[printable(str(cell)) for cell in row] for row in self.rows[: self.most]]
+        rows = [[shortened(printable(str(cell))) for cell in row] for row in self.rows[: self.most]]
         return rows, len(self.rows) - len(rows)
 
     def __str__(self) -> str:
@@ -92,7 +92,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 def parse_size(text: str) -> int:
     """Bytes of a size as people write it, ``5GB`` or ``500 MB``. Raises ``ValueError``."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError(f"{text!r} is no size; one like 5GB or 500MB was expected")
     return int(float(match[1]) * _UNITS[match[2].upper()])

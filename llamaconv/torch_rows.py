@@ -14,7 +14,9 @@ def read_rows(reader: PieceReader, info: TensorInfo, first: int, last: int) -> T
 
     Shape ``(last - first, *info.shape[1:])``. Raises `FailedError` where a file ends early.
     """
+    shape, dtype = (last - first, *info.shape[1:]), getattr(torch, info.dtype)
     buffer = bytearray((last - first) * info.row_bytes)
+    if not buffer:
+        return torch.empty(shape, dtype=dtype)  # frombuffer takes no empty one
     reader.read_rows(info, first, last, memoryview(buffer))
-    stored = torch.frombuffer(buffer, dtype=getattr(torch, info.dtype))
-    return stored.view(last - first, *info.shape[1:])
+    return torch.frombuffer(buffer, dtype=dtype).view(shape)

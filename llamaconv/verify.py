@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -44,7 +45,10 @@ _FORWARD_TOKENS = 512
 _LOGIT_TOLERANCE = 1e-3
 
 # What torch, safetensors and the disk raise for a target that cannot be read back.
-_UNREADABLE = (CheckpointException, LlamaconvError, OSError, RuntimeError, ValueError, KeyError)
+_UNREADABLE = (
+    *(CheckpointException, SafetensorError, LlamaconvError),
+    *(OSError, RuntimeError, ValueError, KeyError),
+)
 
 
 def verify_checkpoint(
@@ -59,7 +63,7 @@ def verify_checkpoint(
     refuse_remote(source, target)
     found = open_checkpoint(target)
     if found.receipt:
-        wanted = Target(**{**found.receipt["target"], "assets": ""})
+        wanted = _wanted(Path(target), found.receipt["target"])
     elif found.format == "huggingface":
         wanted = Target(to="hf")
     elif found.format == "meta":
@@ -76,6 +80,14 @@ def verify_checkpoint(
     plan = make_plan(opened, wanted)
     plan.check()
     return verify_plan(plan, Path(target), progress)
+
+
+def _wanted(target: Path, options: dict[str, Any]) -> Target:
+    """The options that a receipt has. Raises `RefusedError` where they are none."""
+    try:
+        return Target(**{**options, "assets": ""})
+    except TypeError as error:
+        raise RefusedError(f"{target}: its receipt has options that are none: {error}") from error
 
 
 def verify_plan(

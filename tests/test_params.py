@@ -118,7 +118,7 @@ def test_sizes_that_are_absent_come_from_the_tensors_and_it_is_said() -> None:
         ({"rope_theta": -1.0}, "rope_theta is -1.0"),
         ({"rope_theta": float("inf")}, "rope_theta is inf"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
-        ({"num_hidden_layers": 10**9}, "no Llama has more than 1024 layers"),
+        ({"num_hidden_layers": 10**9}, "no Llama has more than 1024"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'"),
         ({"max_position_embeddings": "long"}, "max_position_embeddings is 'long'"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary"),

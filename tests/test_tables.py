@@ -2,7 +2,7 @@
 
 import pytest
 
-from llamaconv.tables import Table, size
+from llamaconv.tables import Table, parse_size, size
 
 
 def test_columns_line_up_and_numbers_stand_right() -> None:
@@ -42,3 +42,11 @@ def test_names_are_text_in_html_and_in_a_terminal() -> None:
 )
 def test_sizes_in_powers_of_ten(n_bytes: int, text: str) -> None:
     assert size(int(n_bytes)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GB", "-5GB", "5 ZB", "1e9", "0x5", "9" * 400, f"{'9' * 5000}GB"]
+)
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size"):
+        parse_size(text)

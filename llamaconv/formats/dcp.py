@@ -1,35 +1,23 @@
 """PyTorch Distributed Checkpoints, opened from their metadata; `dcp_write` writes them.
 
-``.metadata`` is a pickle, so only the classes that a checkpoint needs are admitted. Where the
-bytes of an entry begin is asked of torch; no tensor is loaded.
+Nothing in them runs, and no tensor is loaded: `dcp_metadata` reads the metadata, `torch_archive`
+the envelope of each entry.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
-
-import torch
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    Metadata,
-    MetadataIndex,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.utils import _create_file_view
 
 from llamaconv import keys, receipt
+from llamaconv.files import open_file
 from llamaconv.foreign import what_names_are
+from llamaconv.formats.dcp_metadata import Entry, Offsets, Place, read_metadata
+from llamaconv.formats.torch_archive import Archive
 from llamaconv.fused import is_fused
-from llamaconv.pieces import DTYPE_BYTES, Checkpoint, Ignored, Piece, TensorInfo
-from llamaconv.problems import Problem, RefusedError, some, warning
+from llamaconv.pieces import Checkpoint, Ignored, Piece, TensorInfo
+from llamaconv.problems import Problem, some, warning
 from llamaconv.titan import GENERATIONS
-
-METADATA = ".metadata"
 
 # What a reader passes by: optimizer and trainer state of a full training checkpoint.
 _TRAINER_STATE = ("optimizer", "lr_scheduler", "dataloader", "train_state", "ft_dataloader")
@@ -46,18 +34,18 @@ def open_folder(folder: Path) -> Checkpoint:
     written = receipt.try_read(folder, problems) or _of_step_0(folder, problems)
     ignored: list[Ignored] = []
     tensors: dict[str, TensorInfo] = {}
-    lost = _lost_in_files(folder, metadata.storage_data, problems)
-    for name, entry in metadata.state_dict_metadata.items():
+    lost = _lost_in_files(folder, metadata.places, problems)
+    for name, entry in metadata.entries.items():
         if name.split(".")[0] in _TRAINER_STATE:
             ignored.append(Ignored(name, "state of the trainer, not of the model"))
         elif keys.is_computed(name):
             ignored.append(Ignored(name, "RoPE's angles: every model computes them anew"))
         elif name in lost:
             continue
-        elif isinstance(entry, TensorStorageMetadata):
+        elif entry is not None:
             try:
-                tensors[name] = _tensor(folder, name, entry, metadata.storage_data)
-            except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+                tensors[name] = _tensor(folder, name, entry, metadata.places)
+            except (OSError, ValueError) as error:
                 problems.append(Problem(f"{folder}: tensor {name}: {error}", (name,)))
         else:
             ignored.append(Ignored(name, "not a tensor"))
@@ -81,16 +69,14 @@ def open_folder(folder: Path) -> Checkpoint:
 
 
 def _lost_in_files(
-    folder: Path, storage: dict[MetadataIndex, _StorageInfo], problems: list[Problem]
+    folder: Path, places: Mapping[tuple[str, Offsets | None], Place], problems: list[Problem]
 ) -> set[str]:
     """Names of tensors whose files are gone or too short, a problem a file."""
     ends: dict[str, int] = {}
     names: dict[str, set[str]] = {}
-    for index, place in storage.items():
-        ends[place.relative_path] = max(
-            ends.get(place.relative_path, 0), place.offset + place.length
-        )
-        names.setdefault(place.relative_path, set()).add(index.fqn)
+    for (name, _), place in places.items():
+        ends[place.file] = max(ends.get(place.file, 0), place.offset + place.length)
+        names.setdefault(place.file, set()).add(name)
     lost: set[str] = set()
     for file, expected in ends.items():
         path = folder / file
@@ -131,110 +117,35 @@ def _naming(tensors: Iterable[str]) -> str | None:
 
 
 def _tensor(
-    folder: Path,
-    name: str,
-    entry: TensorStorageMetadata,
-    storage: dict[MetadataIndex, _StorageInfo],
+    folder: Path, name: str, entry: Entry, places: Mapping[tuple[str, Offsets | None], Place]
 ) -> TensorInfo:
-    dtype = str(entry.properties.dtype).removeprefix("torch.")
-    if dtype not in DTYPE_BYTES:
-        raise ValueError(f"dtype {dtype} is not known")
     pieces = []
-    for chunk in entry.chunks:
-        place = storage[MetadataIndex(name, chunk.offsets)]
-        path = folder / place.relative_path
-        if Path(place.relative_path).name != place.relative_path:
-            raise ValueError(f"its file {place.relative_path!r} lies outside the checkpoint")
-        with open(path, "rb") as file:
-            offset = payload_offset(file, place, chunk.sizes, entry.properties.dtype)
-        pieces.append(Piece(path, offset, tuple(chunk.offsets), tuple(chunk.sizes)))
-    tensor = TensorInfo(name, dtype, tuple(entry.size), tuple(pieces))
+    for offsets, sizes in entry.chunks:
+        if (name, offsets) not in places:
+            raise ValueError(f"its chunk at {list(offsets)} is in no file")
+        place = places[name, offsets]
+        offset = payload_offset(folder, place, entry.dtype, sizes)
+        pieces.append(Piece(folder / place.file, offset, offsets, sizes))
+    tensor = TensorInfo(name, entry.dtype, entry.shape, tuple(pieces))
     if wrong := tensor.not_covered():
         raise ValueError(f"{wrong}; the metadata is damaged")
     return tensor
 
 
-def payload_offset(
-    file: BinaryIO, place: _StorageInfo, shape: Sequence[int], dtype: torch.dtype
-) -> int:
-    """Where the bytes of one entry begin in its file, as torch itself finds them.
+def payload_offset(folder: Path, place: Place, dtype: str, shape: tuple[int, ...]) -> int:
+    """Where the bytes of one entry begin in its file, each entry being what ``torch.save`` writes.
 
-    Raises ``ValueError`` where the entry holds another tensor than the metadata says.
+    Raises ``ValueError`` where the entry holds another tensor than the metadata says, ``OSError``.
     """
-    view = cast(IO[bytes], _create_file_view(cast(io.IOBase, file), place.offset, place.length))
-    try:
-        with torch.serialization.skip_data():
-            tensor = torch.load(view, weights_only=True)
-        view.seek(0)
-        # An entry holds one tensor, so its storage is the first.
-        inside: int = cast(Any, torch._C.PyTorchFileReader(view)).get_record_offset("data/0")
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"its entry in {place.relative_path} cannot be read: {error}") from error
-    if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype or not tensor.is_contiguous():
+    with open_file(folder / place.file) as file:
+        try:
+            archive = Archive(file, place.offset, place.length)
+            found = archive.tensor(archive.value)
+        except ValueError as error:
+            raise ValueError(f"its entry in {place.file} cannot be read: {error}") from error
+    if (found.shape, found.dtype) != (shape, dtype):
         raise ValueError(
-            f"its entry in {place.relative_path} holds {list(tensor.shape)} {tensor.dtype}, "
+            f"its entry in {place.file} holds {list(found.shape)} {found.dtype}, "
             f"the metadata says {list(shape)} {dtype}"
         )
-    inside += tensor.storage_offset() * dtype.itemsize
-    if inside + tensor.nbytes > place.length:
-        raise ValueError(f"its entry in {place.relative_path} is cut short")
-    return int(place.offset + inside)
-
-
-# A pickle can name any function of any module; these are what torch's own writer needs.
-_ADMITTED = {
-    ("collections", "OrderedDict"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
-    ("pathlib", "Path"),
-    ("pathlib._local", "PosixPath"),
-    ("torch", "Size"),
-    ("torch", "device"),
-    ("torch.serialization", "_get_layout"),
-    *(("torch", name) for name in DTYPE_BYTES),
-    *(
-        ("torch.distributed.checkpoint.metadata", name)
-        for name in (
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        )
-    ),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ADMITTED:
-            return super().find_class(module, name)
-        raise RefusedError(
-            f"{METADATA} asks for {module}.{name}, which no checkpoint needs; "
-            "the file is damaged or hostile and was not opened"
-        )
-
-
-def read_metadata(folder: Path) -> Metadata:
-    """The checkpoint's metadata, unpickled with only the classes that it needs.
-
-    Raises `RefusedError` where there is none, where it asks for more, or where it is damaged.
-    """
-    path = folder / METADATA
-    if not path.is_file():
-        raise RefusedError(f"{path}: is not there; a PyTorch Distributed Checkpoint has one")
-    try:
-        metadata = _Unpickler(io.BytesIO(path.read_bytes())).load()
-    except RefusedError as error:
-        raise RefusedError(
-            [replace(p, message=f"{path}: {p.message}") for p in error.problems]
-        ) from None
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
-        raise RefusedError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
-    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
-        raise RefusedError(f"{path}: holds no checkpoint metadata")
-    return metadata
+    return found.offset

@@ -33,9 +33,10 @@ def _open_here(path: Path) -> Checkpoint:
         if path.suffix == ".bin":
             return huggingface.open_folder(path)
         raise RefusedError(f"{path}: is neither a folder nor a .safetensors or .bin file")
+    if not path.is_dir():
+        raise RefusedError(f"{path}: is neither a folder nor a file")
     names = {entry.name for entry in path.iterdir()}
     if ".metadata" in names:
-        # The only format that needs torch to open.
         from llamaconv.formats import dcp
 
         return dcp.open_folder(path)

@@ -11,8 +11,6 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from llamaconv import keys, receipt
 from llamaconv.compare import same_bytes
 from llamaconv.files import try_json
@@ -20,11 +18,15 @@ from llamaconv.formats.meta_write import cut_axis
 from llamaconv.formats.torch_file import read_header
 from llamaconv.params_json import from_params_json
 from llamaconv.piece_reader import PieceReader
-from llamaconv.pieces import Checkpoint, Ignored, Piece, TensorInfo, shapes_by_role
+from llamaconv.pieces import WEIGHT_DTYPES, Checkpoint, Ignored, Piece, TensorInfo, shapes_by_role
 from llamaconv.problems import Problem, some, warning
 from llamaconv.torch_rows import read_rows
 
 _FILE = re.compile(r"consolidated\.(\d+)\.pth")
+# The largest released model has 16.
+_MOST_FILES = 4096
+# Elements of a norm that are compared at once; the widest Llama's has 16,384.
+_BLOCK = 1 << 20
 # Copies of a norm that differ by more are of different models.
 NORM_TOLERANCE = 0.01
 
@@ -89,6 +91,14 @@ class _Opener:
             for path in self.folder.glob("consolidated.*.pth")
             if (match := _FILE.fullmatch(path.name))
         }
+        if max(numbered, default=0) > _MOST_FILES:
+            self.problems.append(
+                Problem(
+                    f"{self.folder}: there is a {numbered[max(numbered)].name}; no model is cut into "
+                    f"more than {_MOST_FILES} files"
+                )
+            )
+            return
         absent = sorted(set(range(max(numbered, default=0) + 1)) - set(numbered))
         if absent:
             self.problems.append(
@@ -120,6 +130,9 @@ class _Opener:
         if keys.is_computed(name):
             self.ignored.append(Ignored(name, "RoPE's angles: every model computes them anew"))
             return
+        if n_files == 1:
+            self.tensors[name] = parts[0]
+            return
         dtypes = {part.dtype for part in parts}
         if known is None or len(parts) != n_files or len(dtypes) != 1:
             if known is not None:
@@ -132,6 +145,9 @@ class _Opener:
                 )
             self.tensors[name] = parts[0]
             return
+        if {len(part.shape) for part in parts} not in ({1}, {2}):
+            self._unfit(name, parts)
+            return
         if len(parts[0].shape) == 1 and not name.endswith(".bias"):
             self._compare_copies(name, parts)
             self.tensors[name] = parts[0]
@@ -142,16 +158,19 @@ class _Opener:
             return
         rest = {part.shape[:axis] + part.shape[axis + 1 :] for part in parts}
         if len(rest) != 1:
-            shapes = some(str(list(part.shape)) for part in parts)
-            self.problems.append(
-                Problem(
-                    f"{self.folder}: the parts of {name} do not fit each other: {shapes}; the "
-                    "files are of different models",
-                    (name,),
-                )
-            )
+            self._unfit(name, parts)
             return
         self.tensors[name] = _joined(name, parts, axis)
+
+    def _unfit(self, name: str, parts: list[TensorInfo]) -> None:
+        shapes = some(str(list(part.shape)) for part in parts)
+        self.problems.append(
+            Problem(
+                f"{self.folder}: the parts of {name} do not fit each other: {shapes}; the "
+                "files are of different models",
+                (name,),
+            )
+        )
 
     def _axis(self, name: str, parts: list[TensorInfo], dim: int | None) -> int | None:
         if name != "tok_embeddings.weight" or len(parts) == 1:
@@ -181,9 +200,9 @@ class _Opener:
                 Problem(f"{self.folder}: the copies of {name} are of different lengths", (name,))
             )
             return
-        first, *others = (_whole(part) for part in parts)
-        apart = max(((first - other).abs().max().item() for other in others), default=0.0)
-        if apart:
+        if parts[0].dtype in WEIGHT_DTYPES and (
+            apart := max(_apart(parts[0], other) for other in parts[1:])
+        ):
             self.apart[name] = apart
 
     def _report_norms(self) -> None:
@@ -215,6 +234,12 @@ def _joined(name: str, parts: list[TensorInfo], axis: int) -> TensorInfo:
     return TensorInfo(name, parts[0].dtype, shape, tuple(pieces))
 
 
-def _whole(tensor: TensorInfo) -> torch.Tensor:
+def _apart(one: TensorInfo, other: TensorInfo) -> float:
+    """The largest difference of two vectors; a block at a time, since a header may claim any length."""
+    largest = 0.0
     with PieceReader() as reader:
-        return read_rows(reader, tensor, 0, tensor.n_rows).float()
+        for first in range(0, one.n_rows, _BLOCK):
+            last = min(first + _BLOCK, one.n_rows)
+            a, b = (read_rows(reader, side, first, last).float() for side in (one, other))
+            largest = max(largest, (a - b).abs().max().item())
+    return largest

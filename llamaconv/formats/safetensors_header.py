@@ -13,13 +13,15 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from llamaconv.files import parse_json, what_it_is
+from llamaconv.files import open_file, parse_json, what_it_is
 from llamaconv.pieces import DTYPE_BYTES, Piece, TensorInfo
 from llamaconv.problems import Problem, printable
 from llamaconv.remote import Remote
 
 # The format's own limit on a header (safetensors' MAX_HEADER_SIZE).
 _MOST_HEADER_BYTES = 100_000_000
+# A tensor of a Llama has two at most; torch's own limit is 64.
+_MOST_DIMENSIONS = 8
 # Enough to see what a file is that is no safetensors file.
 _LOOK_BYTES = 512
 
@@ -47,7 +49,7 @@ DTYPES = {
 def read_header(path: Path) -> tuple[dict[str, TensorInfo], list[Problem]]:
     """Tensors of one file, and every problem found. Reads the header only."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             file_bytes = os.fstat(file.fileno()).st_size
             start = file.read(8)
             start += file.read((header_end(start, file_bytes) or _LOOK_BYTES) - len(start))
@@ -172,10 +174,12 @@ def _entry(entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     if not isinstance(entry, dict):
         raise ValueError("its header entry is not an object")
     stored, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if stored not in DTYPES:
+    if not isinstance(stored, str) or stored not in DTYPES:
         raise ValueError(f"dtype {stored!r} is not known; quantised or newer than this reader")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
         raise ValueError("its shape or data_offsets are not lists of whole numbers")
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"it has {len(shape)} dimensions; no weight has more than two")
     dtype, (begin, end) = DTYPES[stored], offsets
     if end - begin != prod(shape) * DTYPE_BYTES[dtype]:
         raise ValueError(

@@ -68,7 +68,8 @@ def choose(checkpoint: Checkpoint, choices: ConvertChoices, **changes: Any) -> C
     """What ``choices`` with some options changed make of ``checkpoint``; never raises."""
     shards = changes.get("shards", choices.shards)
     # A text field gives text; what is no number is refused with the other values.
-    changes["shards"] = int(shards) if str(shards).isdecimal() else shards
+    is_number = str(shards).isdecimal() and len(str(shards)) < 10
+    changes["shards"] = int(shards) if is_number else shards
     choices = replace(choices, **changes)
     plan, problems = None, list(choices.problems())
     if not problems:

@@ -1,0 +1,548 @@
+"""Headers, indices and configurations of strangers: nothing in them crashes, hangs or is believed.
+
+Whatever stands in a file, the outcome is a refusal in words, or a checkpoint without it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import hostile
+import pytest
+from safetensors import SafetensorError, safe_open
+
+from llamaconv import make_plan, open_checkpoint
+from llamaconv.cli import main
+from llamaconv.params import LlamaParams
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return hostile.sharded(tmp_path / "source")
+
+
+INDEX = "model.safetensors.index.json"
+SHARD = "model-00002-of-00003.safetensors"
+
+
+def shard(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:
+    said = len(header) if length is None else length
+    return said.to_bytes(8, "little") + header + data
+
+
+def entry(name: str = "a", **changes: Any) -> bytes:
+    content = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}
+    return json.dumps({name: content}).encode()
+
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
+HUGE = b"9" * 5000
+
+HEADERS: dict[str, tuple[bytes, str]] = {
+    "length of all ones": (b"\xff" * 8 + b"{}", "the format allows 100000000"),
+    "length of 2**63": (shard(b"{}", length=2**63), "the format allows 100000000"),
+    "length just over the limit": (shard(b"{}", length=100_000_001), "the format allows"),
+    "length over the file": (shard(b"{}", length=3), "cut inside its header"),
+    "length zero": (shard(b"", b"{}"), "cut inside its header"),
+    "length one": (shard(b"{", b"}"), "cut inside its header"),
+    "100,000 brackets": (shard(DEEP), "nested too deep"),
+    "100,000 brackets in an entry": (shard(b'{"a":' + DEEP + b"}"), "nested too deep"),
+    "100,000 objects": (shard(b'{"a":' * 100_000 + b"1" + b"}" * 100_000), "nested too deep"),
+    "100 brackets": (shard(b'{"a":' + b"[" * 100 + b"]" * 100 + b"}"), "nested too deep"),
+    "a name twice": (shard(b'{"a":1,"b":1,"a":2}'), "'a' is there twice"),
+    "a key twice": (shard(b'{"a":{"dtype":"F32","dtype":"U8"}}'), "'dtype' is there twice"),
+    "5,000 digits": (shard(b'{"a":{"shape":[' + HUGE + b"]}}"), "not valid JSON"),
+    "an offset of 4,000 digits": (
+        shard(b'{"a":{"dtype":"U8","shape":[],"data_offsets":[0,' + b"9" * 4000 + b"]}}"),
+        "not lists of whole numbers",
+    ),
+    "NaN": (shard(b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}'), "whole numbers"),
+    "Infinity": (shard(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,Infinity]}}'), "whole"),
+    "1e400": (shard(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,1e400]}}'), "whole"),
+    "a byte order mark": (shard(b"\xef\xbb\xbf" + entry()), "not valid JSON"),
+    "UTF-16": (shard(entry().decode().encode("utf-16")), "not valid JSON"),
+    "UTF-32": (shard(entry().decode().encode("utf-32-le")), "not valid JSON"),
+    "no UTF-8": (shard(b'{"\xff\xfe":1}'), "not valid JSON"),
+    "zeros": (shard(bytes(64)), "not valid JSON"),
+    "an entry that is a text": (shard(b'{"a":"F32"}'), "not an object"),
+    "an entry that is null": (shard(b'{"a":null}'), "not an object"),
+    "a dtype that is a list": (shard(entry(dtype=["F32"])), "dtype ['F32'] is not known"),
+    "a dtype that is an object": (shard(entry(dtype={"F32": 1})), "is not known"),
+    "a dtype that is a number": (shard(entry(dtype=1)), "dtype 1 is not known"),
+    "a dtype that is absent": (shard(entry(dtype=None)), "dtype None is not known"),
+    "a dtype of 4 bits": (shard(entry(dtype="F4")), "dtype 'F4' is not known"),
+    "a shape that is a text": (shard(entry(shape="[2]")), "whole numbers"),
+    "a shape that is a number": (shard(entry(shape=2)), "whole numbers"),
+    "a shape of booleans": (shard(entry(shape=[True, 2])), "whole numbers"),
+    "a shape of texts": (shard(entry(shape=["2"])), "whole numbers"),
+    "a shape that is negative": (shard(entry(shape=[-1, -2])), "whole numbers"),
+    "a shape of floats": (shard(entry(shape=[2.0])), "whole numbers"),
+    "a shape that overflows to 0": (shard(entry(shape=[2**62, 4])), "expected"),
+    "a shape that overflows to 8": (shard(entry(shape=[2**61 + 1, 2**3])), "expected"),
+    "a shape beyond 64 bits": (shard(entry(shape=[2**64])), "whole numbers"),
+    "an axis of nothing": (shard(entry(shape=[0, 2**62])), "8 bytes for shape"),
+    "offsets reversed": (shard(entry(data_offsets=[8, 0])), "-8 bytes for shape"),
+    "offsets negative": (shard(entry(data_offsets=[-8, 0])), "whole numbers"),
+    "offsets of booleans": (shard(entry(data_offsets=[False, 8])), "whole numbers"),
+    "offsets of floats": (shard(entry(data_offsets=[0.0, 8.0])), "whole numbers"),
+    "three offsets": (shard(entry(data_offsets=[0, 8, 8])), "whole numbers"),
+    "offsets beyond the file": (shard(entry(data_offsets=[2**62, 2**62 + 8])), "leaves a gap"),
+    "a hole at the start": (shard(entry(data_offsets=[4, 12]), bytes(12)), "leaves a gap"),
+    "a list": (shard(b"[]"), "not a JSON object"),
+    "a number": (shard(b"12"), "not a JSON object"),
+}
+
+
+@pytest.mark.parametrize("attack", HEADERS)
+def test_a_header_is_refused_in_words(source: Path, attack: str) -> None:
+    content, words = HEADERS[attack]
+    (source / SHARD).write_bytes(content)
+    said = hostile.refusal(source)
+    assert words in said
+    assert SHARD in said
+    # Where the reference reader reads what we refuse, the row would be wrong, not the file.
+    with pytest.raises(SafetensorError), safe_open(source / SHARD, framework="pt"):
+        pass
+
+
+def test_more_axes_than_any_weight_has(source: Path) -> None:
+    (source / SHARD).write_bytes(shard(entry(shape=[2, *[1] * 64]), bytes(8)))
+    assert "65 dimensions" in hostile.refusal(source)
+
+
+def test_two_tensors_over_one_another_and_a_hole_between(source: Path) -> None:
+    for second, words in (([4, 12], "overlaps"), ([0, 8], "overlaps"), ([12, 20], "a gap")):
+        both = {**json.loads(entry()), **json.loads(entry("b", data_offsets=second))}
+        (source / SHARD).write_bytes(shard(json.dumps(both).encode(), bytes(second[1])))
+        assert words in hostile.refusal(source)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        *(3, None, [], "text", {"format": 3}, {"a": {"b": []}}, {"DCP_SHARDING_INFO": []}),
+        *({"DCP_SHARDING_INFO": text} for text in ("[" * 99999, "{", "3", '{"a": 3}', "\ud800")),
+        {"DCP_SHARDING_INFO": '{"a": {"saved_offsets": [-1]}}'},
+        {"DCP_SHARDING_INFO": '{"a": {"saved_offsets": "0"}}'},
+        {"DCP_SHARDING_INFO": '{"a": {"saved_offsets": [true, 0]}}'},
+    ],
+    ids=str,
+)
+def test_notes_in_a_header_are_of_any_type(tmp_path: Path, metadata: object) -> None:
+    content = {**json.loads(entry()), "__metadata__": metadata}
+    path = tmp_path / "one.safetensors"
+    path.write_bytes(shard(json.dumps(content).encode(), bytes(8)))
+    opened = open_checkpoint(path)
+    assert list(opened.tensors) == ["a"]
+    assert not opened.errors
+    assert "fit no Llama" in hostile.refusal(path)
+
+
+@pytest.mark.parametrize("start", [2**62, 2**63 - 1])
+def test_a_part_that_claims_to_lie_far_out(tmp_path: Path, start: int) -> None:
+    noted = json.dumps({"a": {"saved_offsets": [start] * 8}})
+    content = {
+        **json.loads(entry(shape=[2, *[1] * 7])),
+        "__metadata__": {"DCP_SHARDING_INFO": noted},
+    }
+    path = tmp_path / "one.safetensors"
+    path.write_bytes(shard(json.dumps(content).encode(), bytes(8)))
+    assert "is cut over 1 files" in hostile.refusal(path)
+    assert main(["inspect", str(path)]) == 0
+
+
+NAMES = [
+    *(
+        "a\0b",
+        "\x1b[2J\x1b]0;x\x07",
+        "../../etc/passwd",
+        "a/b\\c",
+        "x" * 1_000_000,
+        "\u202egnp.exe",
+    ),
+    *("\ud800", "\ufeff", "", ".", "..", "%s%n{0}", "model.layers.\u0663.mlp.up_proj.weight"),
+    *("model.layers.-1.mlp.up_proj.weight", "model.layers.1e5.mlp.up_proj.weight"),
+    f"model.layers.{'9' * 5000}.self_attn.q_proj.weight",
+    f"layers.{'9' * 5000}.attention.wqkv.weight",
+    "model.layers.999999999999999999.self_attn.q_proj.weight",
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
+def test_a_name_is_data(tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = hostile.sharded(tmp_path / "hf")
+    (folder / INDEX).unlink()
+    (folder / "extra.safetensors").write_bytes(shard(entry(name), bytes(8)))
+    assert "fit no Llama" in hostile.refusal(folder)
+    assert name in open_checkpoint(folder).tensors
+    hostile.convert(folder)
+    assert main(["inspect", str(folder)]) == 0
+    assert main(["inspect", str(folder), "--json"]) == 0
+    said = capfd.readouterr()
+    assert (said.out + said.err).replace("\n", "").isprintable()
+    assert len(said.err) < 50_000
+    found = json.loads(said.out[said.out.index("\n{\n") :])["tensors"]
+    assert name in [tensor["name"] for tensor in found]
+
+
+def test_a_table_with_one_endless_name_does_not_pad_each_row_to_it(tmp_path: Path) -> None:
+    folder = hostile.sharded(tmp_path / "hf")
+    (folder / "extra.safetensors").write_bytes(shard(entry("x" * 10_000_000), bytes(8)))
+    (folder / INDEX).unlink()
+    opened = open_checkpoint(folder)
+    assert len(str(opened.table())) < 1_000_000
+    assert len(opened._repr_html_()) < 1_000_000
+
+
+# Numbers that a loop or an allocation would follow.
+
+SIZES = ["hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"]
+SIZES += ["num_key_value_heads", "vocab_size", "head_dim", "max_position_embeddings"]
+NOT_SIZES: list[Any] = [
+    10**9,
+    10**18,
+    10**4000,
+    0,
+    -1,
+    4096.0,
+    "4096",
+    True,
+    [64],
+    {},
+    float("inf"),
+]
+
+
+@pytest.mark.parametrize("value", NOT_SIZES, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize("entry", SIZES)
+def test_a_size_in_config_json(source: Path, entry: str, value: Any) -> None:
+    checkpoints.edit_json(source / "config.json", lambda config: config.update({entry: value}))
+    opened = open_checkpoint(source)
+    if value != 10**9 or entry in ("num_hidden_layers", "num_attention_heads"):
+        assert entry in str(opened.errors[0])
+    if entry != "max_position_embeddings" or value != 10**9:
+        hostile.refusal(source)
+    plan = make_plan(opened)
+    assert len(plan.moves) + len(plan.missing) < 20_000
+
+
+@pytest.mark.parametrize("value", NOT_SIZES, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize("entry", ["dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size"])
+def test_a_size_in_params_json(tmp_path: Path, entry: str, value: Any) -> None:
+    if (entry, value) == ("vocab_size", -1):
+        pytest.skip("Meta's own files have it: take the tensor's")
+    folder = hostile.meta(tmp_path / "meta")
+    checkpoints.edit_json(folder / "params.json", lambda params: params.update({entry: value}))
+    said = hostile.refusal(folder)
+    assert "params.json" in said
+
+
+NUMBERS = ["rope_theta", "rms_norm_eps"]
+NOT_NUMBERS: list[Any] = [10**4000, 0, -1.0, "1", True, [], {}, float("nan"), float("inf")]
+
+
+@pytest.mark.parametrize("value", NOT_NUMBERS, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize("entry", NUMBERS)
+def test_a_number_in_config_json(source: Path, entry: str, value: Any) -> None:
+    checkpoints.edit_json(source / "config.json", lambda config: config.update({entry: value}))
+    assert entry in hostile.refusal(source)
+
+
+SCALING = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize("value", NOT_NUMBERS, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize("entry", [*SCALING, "original_max_position_embeddings"])
+def test_a_number_of_the_rope_scaling(source: Path, entry: str, value: Any) -> None:
+    scaling = {**SCALING, "original_max_position_embeddings": 8192, entry: value}
+    checkpoints.edit_json(
+        source / "config.json", lambda config: config.update(rope_scaling=scaling)
+    )
+    assert "config.json" in hostile.refusal(source)
+
+
+@pytest.mark.parametrize("value", [3, "x", None, [[]], {"a": []}, True, 1e400], ids=str)
+def test_every_entry_of_config_json_may_have_any_type(source: Path, value: Any) -> None:
+    config = json.loads((source / "config.json").read_text())
+    others = ["rope_scaling", "rope_parameters", "quantization_config", "head_dim", "dtype"]
+    for entry in [*config, *others]:
+        content = json.dumps({**config, entry: value})
+        (source / "config.json").write_text(content)
+        make_plan(open_checkpoint(source))  # a plan, with or without problems
+
+
+@pytest.mark.parametrize("file", [INDEX, "config.json"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (DEEP, "nested too deep"),
+        (b'{"a":' + b"[" * 100 + b"]" * 100 + b"}", "nested too deep"),
+        (b'{"a":' + HUGE + b"}", "not valid JSON"),
+        (b'{"a":1,"a":2}', "is there twice"),
+        (b"\xff\xfe" + '{"a": 1}'.encode("utf-16-le"), "not valid JSON"),
+        (b"\xef\xbb\xbf{}", "not valid JSON"),
+        (b'"text"', "a JSON object was expected"),
+        (b"\0" * 100, "not valid JSON"),
+    ],
+)
+def test_json_that_is_an_attack(source: Path, file: str, content: bytes, words: str) -> None:
+    (source / file).write_bytes(content)
+    said = hostile.refusal(source)
+    assert words in said
+    assert file in said
+
+
+INDICES: list[Any] = [
+    {"weight_map": []},
+    {"weight_map": {"a": ["model.safetensors"]}},
+    {"weight_map": {"a": {"b": "c"}}},
+    {"weight_map": {"a": None}},
+    {"weight_map": {}, "metadata": 3},
+    {"weight_map": {"a": SHARD}, "metadata": {"total_size": "7"}},
+    {"weight_map": {"a": SHARD}, "metadata": {"total_size": 1e400}},
+    {"weight_map": {"a": SHARD}, "metadata": {"total_size": 10**4000}},
+    {"weight_map": {"a": "x" * 100_000}},
+    {"weight_map": {"a": "\ud800.safetensors"}},
+    {"weight_map": {"a": "config.json"}},
+    *(
+        {"weight_map": {"lm_head.weight": name}}
+        for name in ("../x", "/etc/passwd", "a/b", "..", ".", "a\0b", "C:\\x", "~/x", "a/../b")
+    ),
+]
+
+
+@pytest.mark.parametrize("index", INDICES, ids=range(len(INDICES)))
+def test_an_index_of_any_content(source: Path, index: Any) -> None:
+    (source / INDEX).write_text(json.dumps(index))
+    hostile.refusal(source)
+
+
+RECEIPT_EDITS: list[Callable[[dict[str, Any]], object]] = [
+    lambda r: r.update(source=[]),
+    lambda r: r.update(source={}),
+    lambda r: r["source"].update(assets=["x"]),
+    lambda r: r["source"].update(path=3),
+    lambda r: r.update(target="dcp"),
+    lambda r: r["target"].update(rope=["interleaved"]),
+    lambda r: r["target"].update(generation=None),
+    lambda r: r.update(tensors={}),
+    lambda r: r.update(tensors=[3]),
+    lambda r: r["tensors"][0].update(shape="64"),
+    lambda r: r["tensors"][0].update(shape=[True]),
+    lambda r: r["tensors"][0].update(digests=3),
+    lambda r: r.update(dropped=3),
+    lambda r: r.update(versions=[]),
+    lambda r: r.update(created=3),
+    lambda r: r.update(verified=[1]),
+    lambda r: r.update(verified={"ok": "yes", "checks": []}),
+    lambda r: r.update(llamaconv_receipt=[1]),
+    lambda r: r.update(params=[]),
+    lambda r: r["params"].update(extra=1),
+    lambda r: r["params"].pop("dim"),
+    lambda r: r["params"].update(n_layers=10**9),
+    lambda r: r["params"].update(n_layers=12.0),
+    lambda r: r["params"].update(n_heads=10**18),
+    lambda r: r["params"].update(n_kv_heads=0),
+    lambda r: r["params"].update(n_kv_heads=3),
+    lambda r: r["params"].update(head_dim="8"),
+    lambda r: r["params"].update(head_dim=7),
+    lambda r: r["params"].update(tied=1),
+    lambda r: r["params"].update(rope_theta=float("nan")),
+    lambda r: r["params"].update(rope_theta=10**400),
+    lambda r: r["params"].update(norm_eps="1e-5"),
+    lambda r: r["params"].update(rope_scaling=[1]),
+    lambda r: r["params"].update(rope_scaling={"factor": 8}),
+    lambda r: r["params"].update(
+        rope_scaling={
+            **dict.fromkeys(("factor", "low_freq_factor", "high_freq_factor"), 1.0),
+            "original_max_position": "x",
+        }
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from llamaconv import convert_checkpoint
+
+    folder = tmp_path_factory.mktemp("converted")
+    source = hostile.sharded(folder / "source")
+    return convert_checkpoint(make_plan(open_checkpoint(source)), folder / "target").target
+
+
+@pytest.mark.parametrize("edit", RECEIPT_EDITS, ids=range(len(RECEIPT_EDITS)))
+def test_a_receipt_of_any_content(
+    source: Path, converted: Path, edit: Callable[[dict[str, Any]], object]
+) -> None:
+    content = json.loads((converted / "llamaconv.json").read_text())
+    (source / "llamaconv.json").write_text(json.dumps(content))
+    assert not open_checkpoint(source).errors
+    edit(content)
+    (source / "llamaconv.json").write_text(json.dumps(content))
+    assert "not a receipt that this llamaconv reads" in hostile.refusal(source)
+
+
+def test_a_receipt_whose_options_are_none_is_refused_when_it_is_verified(
+    source: Path, converted: Path
+) -> None:
+    content = json.loads((converted / "llamaconv.json").read_text())
+    for options in ({"exec": "x"}, {"shards": "8"}, {"to": "ftp"}, {"dtype": "object"}):
+        changed = {**content, "target": {**content["target"], **options}}
+        (source / "llamaconv.json").write_text(json.dumps(changed))
+        assert main(["verify", str(source), str(source)]) == 2
+
+
+# What lies where a file should.
+
+
+def put(path: Path, kind: str) -> None:
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            here = os.getcwd()
+            os.chdir(path.parent)  # the name of a socket may have a hundred letters
+            try:
+                made.bind(path.name)
+            finally:
+                os.chdir(here)
+    elif kind == "loop":
+        path.symlink_to(path.name)
+    else:
+        path.symlink_to(kind)
+
+
+KINDS = ["pipe", "folder", "socket", "loop", "/dev/zero", "/dev/stdin", "/proc/self/mem", "/"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("file", [SHARD, INDEX, "config.json", "llamaconv.json"])
+def test_something_else_in_the_place_of_a_file_is_not_waited_for(
+    source: Path, file: str, kind: str
+) -> None:
+    put(source / file, kind)
+    opened = open_checkpoint(source)
+    if file == SHARD:
+        assert SHARD in hostile.refusal(source)
+    make_plan(opened)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nor_beside_one_that_is_taken(tmp_path: Path, kind: str) -> None:
+    folder = hostile.single(tmp_path / "hf")
+    put(folder / "other.safetensors", kind)
+    put(folder / "pytorch_model.bin", kind)
+    make_plan(open_checkpoint(folder)).check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "file", ["consolidated.00.pth", "params.json", "pytorch_model.bin", ".metadata"]
+)
+def test_nor_in_the_other_formats(tmp_path: Path, file: str, kind: str) -> None:
+    folder = hostile.meta(tmp_path / "meta")
+    if file == "pytorch_model.bin":
+        (folder / "consolidated.00.pth").unlink()
+    put(folder / file, kind)
+    assert file in hostile.refusal(folder)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "/dev/zero", "/dev/null"])
+def test_nor_as_the_source(tmp_path: Path, kind: str) -> None:
+    put(tmp_path / "model.safetensors", kind)
+    assert "is neither a folder nor a file" in hostile.refusal(tmp_path / "model.safetensors")
+    hostile.convert(tmp_path / "model.safetensors")
+
+
+def test_the_links_of_a_cache_are_followed(source: Path, tmp_path: Path) -> None:
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    snapshot = tmp_path / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(source.iterdir())):
+        file.rename(blobs / str(number))
+        (snapshot / file.name).symlink_to(Path("../../blobs") / str(number))
+    make_plan(open_checkpoint(snapshot)).check()
+
+
+def test_a_file_numbered_beyond_all_files_is_no_loop(tmp_path: Path) -> None:
+    folder = hostile.meta(tmp_path / "meta")
+    (folder / "consolidated.999999999999.pth").write_bytes(b"")
+    assert "cut into more than" in hostile.refusal(folder)
+    (source := tmp_path / "hf").mkdir()
+    (source / "model-00001-of-99999999999.safetensors").write_bytes(b"")
+    (source / "model-00002-of-99999999999.safetensors").write_bytes(b"")
+    assert "the file is empty" in hostile.refusal(source)
+
+
+# What memory and time are bounded by.
+
+
+def sparse(path: Path, start: bytes, n_bytes: int) -> None:
+    with open(path, "wb") as file:
+        file.write(start)
+        file.truncate(n_bytes)
+
+
+def wide(folder: Path, shape: list[int]) -> Path:
+    """A tied model whose head and embedding claim ``shape`` of no bytes."""
+    hostile.single(folder)
+    checkpoints.edit_json(folder / "config.json", lambda c: c.update(tie_word_embeddings=True))
+    empty = {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]}
+    header = dict.fromkeys(("lm_head.weight", "model.embed_tokens.weight"), empty)
+    (folder / "model.safetensors").write_bytes(shard(json.dumps(header).encode()))
+    return folder
+
+
+def test_bombs_of_json_are_refused_in_bounded_memory_and_time(tmp_path: Path) -> None:
+    def index(name: str, content: bytes) -> Path:
+        folder = hostile.sharded(tmp_path / name)
+        (folder / INDEX).write_bytes(content)
+        return folder
+
+    def header(name: str, content: bytes) -> Path:
+        folder = hostile.sharded(tmp_path / name)
+        (folder / SHARD).write_bytes(shard(content))
+        return folder
+
+    twice = ",".join(f'"{n}":0' for n in range(300_000)).encode()
+    lists, objects = b"[],", b'{"":0},'
+    attacks = {
+        index("lists", b'{"a":[' + lists * 20_000_000 + b"0]}"): "more than 5000000 values",
+        index("objects", b'{"a":[' + objects * 6_000_000 + b"0]}"): "more than 5000000 values",
+        index("twice", b"{" + twice + b',"7":0}'): "is there twice",
+        header("lists-in-a-header", b'{"a":[' + lists * 20_000_000 + b"0]}"): "more than 5000000",
+        header("brackets", b"[" * 90_000_000): "more than 5000000 values",
+        wide(tmp_path / "rows-of-nothing", [2**62, 0]): "expected",
+        wide(tmp_path / "columns-of-nothing", [0, 2**62]): "expected",
+    }
+    long = hostile.sharded(tmp_path / "long")
+    sparse(long / "config.json", b"{", 50_000_000_000)
+    attacks[long] = "no index or configuration is that long"
+    zeros = hostile.sharded(tmp_path / "zeros")
+    sparse(zeros / SHARD, (99_000_000).to_bytes(8, "little"), 50_000_000_000)
+    attacks[zeros] = "not valid JSON"
+    for folder, said in zip(attacks, hostile.bounded(*attacks), strict=True):
+        assert attacks[folder] in said, folder.name
+
+
+def test_rows_of_a_tensor_that_claims_too_many_are_not_shown(tmp_path: Path) -> None:
+    from llamaconv.panels.preview import one_tensor
+
+    params = LlamaParams(2**20, 1, 1, 1, 2**20, 2, 2, 1e-5, 10000.0, max_position=128)
+    folder = checkpoints.write_holes(tmp_path / "hf", params, 1)
+    plan = make_plan(open_checkpoint(folder))
+    assert not plan.errors
+    assert "too few or many" in one_tensor(plan).static()._repr_html_()
+    plan = make_plan(open_checkpoint(wide(tmp_path / "none", [2**62, 0])))
+    key = plan.written[0].writes
+    assert "too few or many" in one_tensor(plan, key).static()._repr_html_()
