@@ -2,11 +2,13 @@
 
 safetensors and ``torch.load`` read files, `dcp.load` reads distributed checkpoints. It always reads
 whole entries, so tensors of more than some MiB are read in windows, at the place in their file
-where torch itself finds them.
+where torch itself finds them. Where a filesystem cannot map files, as safetensors and ``torch.load``
+want it, rows are read plainly, at the places that the headers name.
 """
 
 from __future__ import annotations
 
+import mmap
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +17,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from llamaconv.pieces import Checkpoint, Piece, PieceReader, TensorInfo
@@ -29,6 +34,7 @@ class Oracle:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
+        self._maps: dict[Path, bool] = {}
 
     def prefetch(self, names: Sequence[str]) -> None:
         """Says which tensors are asked for next; those before may be forgotten."""
@@ -37,10 +43,32 @@ class Oracle:
         """Rows ``first`` to ``last``, the last one excluded, as they are stored."""
         raise AssertionError
 
+    def _can_map(self, tensor: TensorInfo) -> bool:
+        """Whether every file of ``tensor`` can be mapped."""
+        for piece in tensor.pieces:
+            if piece.local_file not in self._maps:
+                self._maps[piece.local_file] = _can_map(piece.local_file)
+        return all(self._maps[piece.local_file] for piece in tensor.pieces)
+
+    def _plain_rows(self, name: str, first: int, last: int) -> Tensor:
+        with PieceReader() as reader:
+            return read_rows(reader, self.checkpoint.tensors[name], first, last)
+
+
+def _can_map(file: Path) -> bool:
+    with open(file, "rb") as opened:
+        try:
+            mmap.mmap(opened.fileno(), 1, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ).close()
+        except OSError:
+            return False
+    return True
+
 
 class SafetensorsOracle(Oracle):
     def rows(self, name: str, first: int, last: int) -> Tensor:
         tensor = self.checkpoint.tensors[name]
+        if not self._can_map(tensor):
+            return self._plain_rows(name, first, last)
         if len(tensor.pieces) == 1:
             return self._slice(tensor.pieces[0], name, first, last)
         # Saved by several ranks: each file has a part, a slice of columns where it is narrower.
@@ -97,8 +125,7 @@ class DcpOracle(Oracle):
     def rows(self, name: str, first: int, last: int) -> Tensor:
         if name in self._loaded:
             return self._loaded[name][first:last]
-        with PieceReader() as reader:
-            return read_rows(reader, self.checkpoint.tensors[name], first, last)
+        return self._plain_rows(name, first, last)
 
 
 class TorchFileOracle(Oracle):
@@ -114,6 +141,8 @@ class TorchFileOracle(Oracle):
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
         tensor = self.checkpoint.tensors[name]
+        if not self._can_map(tensor):
+            return self._plain_rows(name, first, last)
         parts = []
         for piece in tensor.pieces:
             top = piece.start[0]
@@ -138,8 +167,26 @@ def oracle(checkpoint: Checkpoint) -> Oracle:
     return SafetensorsOracle(checkpoint)
 
 
+class _Reader(FileSystemReader):
+    """Torch's reader, which has read the metadata before `dcp.load` asks for it.
+
+    Where it cannot be read, `dcp.load` would log a traceback, look for other files and then
+    complain of those.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._metadata = super().read_metadata()
+
+    def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
+        return self._metadata
+
+
 def load_dcp(folder: Path, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
-    """``tensors`` of the checkpoint in ``folder``, whole, through `dcp.load`."""
+    """``tensors`` of the checkpoint in ``folder``, whole, through `dcp.load`.
+
+    Raises what reading raises, ``OSError`` among it.
+    """
     state = {
         tensor.name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
         for tensor in tensors
@@ -147,5 +194,11 @@ def load_dcp(folder: Path, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
     if state:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.distributed is disabled")
-            dcp_load(state, checkpoint_id=folder, no_dist=True)
+            try:
+                dcp_load(state, storage_reader=_Reader(folder), no_dist=True)
+            except CheckpointException as wrapped:
+                # A BaseException that hides the cause, Ctrl-C included: let the cause out.
+                for error, _ in wrapped.failures.values():
+                    raise error from None
+                raise
     return state
