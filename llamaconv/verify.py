@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -44,7 +45,15 @@ _FORWARD_TOKENS = 512
 _LOGIT_TOLERANCE = 1e-3
 
 # What torch, safetensors and the disk raise for a target that cannot be read back.
-_UNREADABLE = (CheckpointException, LlamaconvError, OSError, RuntimeError, ValueError, KeyError)
+_UNREADABLE = (
+    CheckpointException,
+    KeyError,
+    LlamaconvError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    ValueError,
+)
 
 
 def verify_checkpoint(
