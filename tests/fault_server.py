@@ -11,6 +11,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import sys
 import threading
 import traceback
@@ -48,6 +49,8 @@ def run(request: dict[str, Any]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for name, number in (("out", STDOUT), ("err", STDERR), ("log", LOG)):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    if "file_limit" in request:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"], resource.RLIM_INFINITY))
     if "fault" in request:
         prefix, only, *numbers = request["fault"]
         arm = ctypes.CDLL(None).faults_arm
