@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import resource
+import signal
 import sys
 import threading
 import traceback
@@ -62,6 +63,8 @@ def run(request: dict[str, Any]) -> None:
     except BaseException:
         traceback.print_exc()
         status = 1
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()

@@ -15,10 +15,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import pytest
 import xxhash
 
@@ -217,7 +218,8 @@ class Scene:
     """A source, a target that may be there already, and what a run must leave of them.
 
     ``options`` are those of ``llamaconv convert``. What an undisturbed run writes is found out
-    once, with its seconds; ``old`` is the content of the target that is there before, if any.
+    once; ``old`` is the content of the target that is there before, if any. ``others`` may be
+    filled with what other runs to the same target write.
     """
 
     def __init__(
@@ -238,6 +240,7 @@ class Scene:
         self.new = content(self.target)
         self.sources = content(self.source)
         self.old: dict[str, str] = {}
+        self.others: list[dict[str, str]] = []
         self.spare = root.with_name(root.name + "-spare")
         shutil.rmtree(self.target)
         if with_old:
@@ -260,7 +263,7 @@ class Scene:
     def reset(self) -> None:
         """As it was before any run."""
         for path in self.root.iterdir():
-            if path != self.source:
+            if path.is_dir() and path != self.source:
                 shutil.rmtree(path)
         if self.old:
             shutil.copytree(self.spare, self.target)
@@ -268,8 +271,8 @@ class Scene:
     def run(self, fault: Fault | None = None) -> Run:
         return self.server.run(self.arguments, self.root, fault)
 
-    def start(self, fault: Fault | None = None) -> int:
-        return self.server.start(self.arguments, self.root, fault)
+    def start(self, fault: Fault | None = None, more: Sequence[str] = ()) -> int:
+        return self.server.start([*self.arguments, *more], self.root, fault)
 
     def check(self, run: Run) -> None:
         """What must hold after any run, whatever happened to it."""
@@ -294,8 +297,9 @@ class Scene:
         assert names <= allowed, names - allowed
         assert content(self.source) == self.sources, "the source is another"
         self.found = content(self.target) if self.target.exists() else {}
-        states = {"old": self.old, "new": self.new}
-        assert self.found in states.values(), f"neither old nor new: {sorted(self.found)}"
+        assert self.found in [self.old, self.new, *self.others], (
+            f"neither old nor new: {sorted(self.found)}"
+        )
 
     def check_second_run(self) -> None:
         """Run again without a fault, it gives the bytes of an undisturbed run, and tidies up."""
@@ -304,6 +308,14 @@ class Scene:
         assert run.status == 0, run.said
         assert content(self.target) == self.new
         assert {path.name for path in self.root.iterdir()} == {"source", "target"}
+
+
+def tiny(folder: Path) -> Path:
+    """A model of one layer in two shards, with a tokenizer to copy."""
+    checkpoints.write_model(folder, replace(checkpoints.GQA, n_layers=1), shards=2)
+    (folder / "tokenizer.json").write_text('{"model": {}}')
+    (folder / "tokenizer.model").write_bytes(b"a tokenizer of Meta's")
+    return folder
 
 
 def more_files(options: Sequence[str]) -> list[str]:
