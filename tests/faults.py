@@ -240,6 +240,7 @@ class Scene:
         self.new = content(self.target)
         self.sources = content(self.source)
         self.old: dict[str, str] = {}
+        self._steps: dict[tuple[str, ...], list[str]] = {}
         self.others: list[dict[str, str]] = []
         self.spare = root.with_name(root.name + "-spare")
         shutil.rmtree(self.target)
@@ -257,8 +258,12 @@ class Scene:
 
     def steps(self, kinds: Sequence[str], only: str = "") -> list[str]:
         """Every call of ``kinds`` in an undisturbed run, in order."""
-        self.reset()
-        return self.run(Fault(kinds=tuple(kinds), only=only)).counted
+        key = (*kinds, only)
+        if key not in self._steps:
+            self.reset()
+            self._steps[key] = self.run(Fault(kinds=tuple(kinds), only=only)).counted
+            self.reset()
+        return self._steps[key]
 
     def reset(self) -> None:
         """As it was before any run."""

@@ -75,7 +75,7 @@ def check_refused(run: Run) -> None:
 def test_several_at_once(scene: Scenes, number: int, with_old: bool) -> None:
     """All stand at their first call to the system, and are let go within a millisecond."""
     here, chance = scene(with_old), random.Random(seed())
-    for _ in range(int(min(200, 3 * repeats()))):
+    for _ in range(int(min(200, 2 * repeats()))):
         here.reset()
         processes = [here.start(FIRST, OTHER if n % 2 else ()) for n in range(number)]
         for process in processes:
@@ -120,7 +120,7 @@ def test_one_stands_still_at_a_step_while_another_runs(
         if call.startswith("rename") and call.endswith("/target")
     )
     first, last = (placed, len(steps)) if after else (0, placed)
-    chosen = [first + n for n in some_steps(steps[first:last], 6, random.Random(seed()))]
+    chosen = [first + n for n in some_steps(steps[first:last], 4, random.Random(seed()))]
     wrong = []
     for at in chosen:
         here.reset()
@@ -214,7 +214,7 @@ class TestReaders:
     def test_one_that_holds_the_folder_sees_one_target(self, scene: Scenes) -> None:
         """While the target is replaced over and over by two conversions in turn."""
         here = scene(True)
-        ends = time.monotonic() + 2 * min(repeats(), 60)
+        ends = time.monotonic() + min(repeats(), 60)
         complete, gone, number = 0, 0, 0
         process = here.start()
         while time.monotonic() < ends:
@@ -239,7 +239,7 @@ class TestReaders:
         assert here.server.wait(process).status == 0
         print(f"{complete} complete reads and {gone} gone, over {number} replacements")
         assert complete
-        assert number > 2
+        assert number > 1
 
     def test_one_that_goes_by_the_path_is_told_of_a_mixture(self, scene: Scenes) -> None:
         """Its first file is of one target, its second of the next."""
@@ -263,7 +263,7 @@ class TestReaders:
     def test_one_that_goes_by_the_path_over_and_over(self, scene: Scenes) -> None:
         """Whatever it gets: what passes is the receipt's own bytes, and the receipt is whole."""
         here = scene(True)
-        ends = time.monotonic() + 2 * min(repeats(), 60)
+        ends = time.monotonic() + min(repeats(), 60)
         outcomes: dict[str, int] = {}
         number = 0
         process = here.start()
