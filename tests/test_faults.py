@@ -212,7 +212,6 @@ class TestRealDisks:
         if here.old:
             shutil.copytree(here.spare, here.target)
             shutil.rmtree(here.spare)
-        kept = {path.name: path for path in here.root.iterdir()}
         states, page, used = [], 4096, shutil.disk_usage(disk).used
         step = page if repeats() > 1 else 6 * page
         for size in range(used + 60_000 // page * page, used + 250_000, step):
@@ -222,7 +221,9 @@ class TestRealDisks:
             states.append(run.status)
             if run.status == 0:
                 break
-            assert {path.name for path in here.root.iterdir()} == set(kept)
+            assert here.found == here.old
+            # What a run leaves for the next to take over would take room from it.
+            shutil.rmtree(here.partial, ignore_errors=True)
             assert "free some space or choose another target" in run.said
         # Refused by the look at the free space; failed under way; done: in that order.
         assert states == sorted(states, reverse=True)
@@ -263,12 +264,7 @@ class TestRealDisks:
             (line,) = run.said.splitlines()
             assert line.startswith(f"error: {broken[0]}: reading "), line
             assert line.endswith("Input/output error"), line
-            assert {path.name for path in tmp_path.iterdir()} == {
-                "source",
-                "image",
-                "whole",
-                "broken",
-            }
+            assert not (tmp_path / "target").exists()
 
     @pytest.mark.parametrize("to", TARGETS)
     def test_every_limit_on_the_size_of_a_file(self, scene: Scenes, to: str) -> None:
@@ -281,7 +277,7 @@ class TestRealDisks:
             here.check(run)
             if run.status:
                 assert "File too large" in run.said
-                assert not here.partial.exists()
+                assert here.found == here.old
 
 
 def mounted(folder: Path, *how: str) -> Iterator[Path]:
@@ -343,7 +339,7 @@ class TestThreads:
         with pytest.raises(expected):
             convert_checkpoint(plan, tmp_path / "target", workers=2, verified=False)
         assert jobs >= 2, "there are no such threads any more"
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+        assert not (tmp_path / "target").exists()
 
 
 class TestASourceThatChanges:
@@ -370,7 +366,7 @@ class TestASourceThatChanges:
         with pytest.raises(FailedError, match=rf"{shard.name}|check bits failed"):
             convert_checkpoint(plan, tmp_path / "target", workers=1, progress=meddle)
         assert done_to_it
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+        assert not (tmp_path / "target").exists()
 
     @pytest.mark.parametrize("to", TARGETS)
     def test_whose_size_and_time_are_as_before_fails_the_checks(
@@ -391,7 +387,7 @@ class TestASourceThatChanges:
         plan = make_plan(open_checkpoint(source), Target(to=to))  # type: ignore[arg-type]
         with pytest.raises(FailedError, match="check bits failed"):
             convert_checkpoint(plan, tmp_path / "target", workers=1, progress=meddle)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+        assert not (tmp_path / "target").exists()
 
 
 def change(shard: Path, how: str) -> None:

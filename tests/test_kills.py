@@ -68,19 +68,29 @@ def moments(ordinary: int, seconds: float) -> Iterator[float]:
 
 
 def hit(here: Scene, after: float, *signals: signal.Signals) -> Run:
-    """A run that gets ``signals`` when ``after`` seconds have gone; prints where that was."""
-    here.reset()
-    process = here.start()
-    time.sleep(after)
-    # Nobody waits for the process yet, so its number is still its own.
-    for number in signals:
-        os.kill(process, number)
-        time.sleep(0.002)
-    there = here.partial if here.partial.exists() else here.target
-    stood = f"{len(list(there.iterdir()))} files in {there.name}" if there.exists() else "nothing"
-    run = here.server.wait(process)
-    print(f"after {after:.3f} s: {stood}; status {run.status}")
-    return run
+    """A run that gets ``signals`` when ``after`` seconds have gone; prints where that was.
+
+    Earlier where the run had ended by then, as it may on a machine that has other work too.
+    """
+    for _ in range(8):
+        here.reset()
+        process = here.start()
+        time.sleep(after)
+        # Nobody waits for the process yet, so its number is still its own.
+        for number in signals:
+            os.kill(process, number)
+            time.sleep(0.002)
+        there = here.partial if here.partial.exists() else here.target
+        stood = (
+            f"{len(list(there.iterdir()))} files in {there.name}" if there.exists() else "nothing"
+        )
+        run = here.server.wait(process)
+        print(f"after {after:.3f} s: {stood}; status {run.status}")
+        if run.status != 0:
+            return run
+        here.check(run)
+        after /= 2
+    raise AssertionError("no run was hit")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +103,7 @@ def test_killed(
     here, seconds = large(to, with_old)
     for after in moments(ordinary, seconds):
         run = hit(here, after, signal.SIGKILL)
-        assert run.status in (-signal.SIGKILL, 0)
+        assert run.status == -signal.SIGKILL
         here.check(run)
         here.check_second_run()
 
@@ -114,8 +124,7 @@ def test_interrupted(
     for after in moments(ordinary, seconds):
         # Before the command line has begun, a signal does what it does to every process.
         run = hit(here, max(after, 0.05), *signals)
-        assert run.status in (130, 0), run.said
-        if run.status:
-            assert "interrupted" in run.said
+        assert run.status == 130, run.said
+        assert "interrupted" in run.said
         here.check(run)
         here.check_second_run()
