@@ -67,9 +67,10 @@ _INTERRUPTIONS = signal.SIGINT, signal.SIGTERM
 
 
 def _interrupt(number: int, frame: object) -> None:
-    # Once: a second Ctrl-C must not cut short the cleaning up that begins with the first.
+    # Once: a second Ctrl-C must not cut short the cleaning up that begins with the first. (Not by
+    # SIG_IGN: Python complains of a signal that came before it was ignored.)
     for one in _INTERRUPTIONS:
-        signal.signal(one, signal.SIG_IGN)
+        signal.signal(one, lambda number, frame: None)
     raise KeyboardInterrupt
 
 
