@@ -20,7 +20,14 @@ from typing import Any
 from llamaconv import shell
 from llamaconv.plan import CHOICES, Plan, Target
 from llamaconv.planner import make_plan
-from llamaconv.problems import FailedError, Problem, RefusedError, notes, printable
+from llamaconv.problems import (
+    INTERRUPTED,
+    FailedError,
+    Problem,
+    RefusedError,
+    notes,
+    printable,
+)
 from llamaconv.ranks import Ranks, from_environment
 from llamaconv.remote import is_remote, refuse_remote
 from llamaconv.tables import parse_size
@@ -35,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.run is not _convert and os.environ.get("RANK", "0") != "0":
         return 0  # only a conversion is shared between torchrun's ranks; rank 0 does the others
     # A polite kill is an interruption: clean up, say so, 130.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in _INTERRUPTIONS:
+        signal.signal(number, _interrupt)
     try:
         options.run(options)
         return 0
@@ -50,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.status
     except KeyboardInterrupt as error:
         if not options.silent:
-            print("error: interrupted; nothing stands under the target's name", file=sys.stderr)
+            print(f"error: {INTERRUPTED}", file=sys.stderr)
             _say_notes(error)
         return 130
     except BrokenPipeError:
@@ -63,6 +71,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.silent:
             _say([Problem(f"{error.filename or 'input or output'}: {error.strerror or error}")])
         return 1
+
+
+_INTERRUPTIONS = signal.SIGINT, signal.SIGTERM
+
+
+def _interrupt(number: int, frame: object) -> None:
+    # Once: a second Ctrl-C must not cut short the cleaning up that begins with the first. (Not by
+    # SIG_IGN: Python complains of a signal that came before it was ignored.)
+    for one in _INTERRUPTIONS:
+        signal.signal(one, lambda number, frame: None)
+    raise KeyboardInterrupt
 
 
 _FOLDER = "a folder, or one file"

@@ -2,7 +2,8 @@
 
 safetensors and ``torch.load`` read files, `dcp.load` reads distributed checkpoints. It always reads
 whole entries, so tensors of more than some MiB are read in windows, at the place in their file
-where torch itself finds them.
+where torch itself finds them. Where a filesystem cannot map files, as safetensors and ``torch.load``
+want it, rows are read plainly, at the places that the headers name.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import mmap
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
@@ -80,10 +83,14 @@ class DcpOracle(Oracle):
         super().__init__(checkpoint)
         self._loaded: dict[str, Tensor] = {}
 
+    @cached_property
+    def _reader(self) -> _Reader:
+        return _Reader(self.checkpoint.local_path)
+
     def prefetch(self, names: Sequence[str]) -> None:
         tensors = [self.checkpoint.tensors[name] for name in dict.fromkeys(names)]
         small = [t for t in tensors if t.nbytes <= WHOLE_BYTES and not t.stored]
-        self._loaded = load_dcp(self.checkpoint.local_path, small)
+        self._loaded = _load(self._reader, small)
         parts: dict[str, list[TensorInfo]] = {}
         for tensor in tensors:
             if tensor.stored and 3 * tensor.nbytes <= WHOLE_BYTES:
@@ -98,7 +105,7 @@ class DcpOracle(Oracle):
         columns = wanted[0].shape[1:]
         shape = (params.q_rows + 2 * params.kv_rows, *columns)
         whole = replace(wanted[0], name=stored, shape=shape)
-        fused = load_dcp(self.checkpoint.local_path, [whole])[stored]
+        fused = _load(self._reader, [whole])[stored]
         groups = fused.reshape(params.n_kv_heads, -1, params.head_dim, *columns)
         parts = {"wq": groups[:, :-2], "wk": groups[:, -2], "wv": groups[:, -1]}
         for tensor in wanted:
@@ -156,7 +163,7 @@ def _plain_rows(checkpoint: Checkpoint, name: str, first: int, last: int) -> Ten
 def _can_map(file: Path) -> bool:
     with open(file, "rb") as opened:
         try:
-            mmap.mmap(opened.fileno(), 1, prot=mmap.PROT_READ).close()
+            mmap.mmap(opened.fileno(), 1, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ).close()
         except OSError:
             return False
     return True
@@ -173,16 +180,27 @@ def oracle(checkpoint: Checkpoint) -> Oracle:
     return SafetensorsOracle(checkpoint)
 
 
-class _GuardedReader(FileSystemReader):
-    """Torch's own, which does whatever `.metadata` says: looked at anew each time before it does."""
+class _Reader(FileSystemReader):
+    """Torch's reader of one checkpoint, with the metadata read once, and only after ours has.
+
+    Torch does whatever `.metadata` says. And where it cannot be read, `dcp.load` would log a
+    traceback, look for other files and then complain of those.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        read_metadata(folder)
+        self._metadata = super().read_metadata()
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        read_metadata(Path(self.path))
-        return super().read_metadata(*args, **kwargs)
+        return self._metadata
 
 
-def load_dcp(folder: Path, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
-    """``tensors`` of the checkpoint in ``folder``, whole, through `dcp.load`."""
+def _load(reader: _Reader, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
+    """``tensors`` of the checkpoint in ``folder``, whole, through `dcp.load`.
+
+    Raises what reading raises, ``OSError`` among it.
+    """
     state = {
         tensor.name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
         for tensor in tensors
@@ -190,5 +208,11 @@ def load_dcp(folder: Path, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
     if state:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.distributed is disabled")
-            dcp_load(state, storage_reader=_GuardedReader(folder), no_dist=True)
+            try:
+                dcp_load(state, storage_reader=reader, no_dist=True)
+            except CheckpointException as wrapped:
+                # A BaseException that hides the cause, Ctrl-C included: let the cause out.
+                for error, _ in wrapped.failures.values():
+                    raise error from None
+                raise
     return state

@@ -5,7 +5,9 @@ An opener asks a `Place` and need not know which of the two it is.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any, Protocol
 
 from llamaconv.files import read_json
 from llamaconv.pieces import TensorInfo
-from llamaconv.problems import Problem, or_problems
+from llamaconv.problems import Problem, RefusedError, or_problems
 from llamaconv.remote import Remote
 
 Header = tuple[dict[str, TensorInfo], list[Problem]]
@@ -52,6 +54,10 @@ def try_json(place: Place, name: str, problems: list[Problem]) -> dict[str, Any]
     return or_problems(lambda: place.read_json(name), problems)
 
 
+# Answers by which a file is not there, a name that is too long for any file's among them.
+_NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
 class LocalFolder:
     """A folder here; ``read_header`` reads one of its files."""
 
@@ -63,8 +69,16 @@ class LocalFolder:
         return sorted(os.listdir(self.path))
 
     def is_file(self, name: str) -> bool:
-        # os.path says no to a name that is too long for any file, where a Path raises.
-        return os.path.isfile(self.path / name)
+        """Raises `RefusedError` where the disk cannot tell: that is not the same as no."""
+        path = self.path / name
+        try:
+            return stat.S_ISREG(os.stat(path).st_mode)
+        except ValueError:
+            return False
+        except OSError as error:
+            if error.errno in _NO_SUCH_FILE:
+                return False
+            raise RefusedError(f"{path}: {error.strerror or error}") from error
 
     def why_no_file(self, name: str) -> str:
         path = self.path / name

@@ -30,6 +30,9 @@ def warning(message: str, names: Iterable[str] = ()) -> Problem:
     return Problem(message, tuple(names), "warning")
 
 
+INTERRUPTED = "interrupted; nothing half-written stands under the target's name"
+
+
 class LlamaconvError(Exception):
     """Base of both; ``problems`` holds what `str` shows a line each.
 

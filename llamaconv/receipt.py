@@ -7,6 +7,7 @@ of every piece, so that a folder can be understood and checked months later.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,11 @@ class Receipt:
 
 def write(folder: Path, receipt: Receipt) -> None:
     text = json.dumps(receipt.to_json(), indent=1, ensure_ascii=True)
-    (folder / NAME).write_text(text + "\n", encoding="utf-8")
+    with open(folder / NAME, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        # After a power failure a target without it would not know how its rows lie.
+        os.fsync(file.fileno())
 
 
 def try_read(folder: Path, problems: list[Problem]) -> Receipt | None:

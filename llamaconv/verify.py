@@ -117,7 +117,7 @@ def verify_plan(
     except OtherRankError:
         raise
     except _UNREADABLE as error:
-        said = {"unreadable": f"{type(error).__name__}: {error}".splitlines()[0]}
+        said = {"unreadable": _reason(error)}
     findings = ranks.together(said)
     for one in findings:
         if "unreadable" in one:
@@ -126,7 +126,7 @@ def verify_plan(
     comparison.merge(findings)
     checks = [structure, comparison.bits_check(), comparison.scores_check()]
     if max(plan.bytes_to_read, plan.bytes_to_write) <= _FORWARD_BYTES:
-        forward = _check_forward(plan, here, there) if ranks.first else []
+        forward = _try_forward(plan, here, there) if ranks.first else []
         checks += [Check(**one) for one in ranks.from_first([asdict(one) for one in forward])]
     return Verification(tuple(checks), tuple(comparison.layers), tuple(comparison.tensors))
 
@@ -153,6 +153,18 @@ def _check_structure(plan: Plan, target: Checkpoint) -> Check:
     ok = not wrong and not target.errors
     value = float(max(len(wrong), len(target.errors)))
     return Check("structure", ok, value, float(yardstick), detail)
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _try_forward(plan: Plan, here: Oracle, there: Oracle) -> list[Check]:
+    """`_check_forward`, or one check that failed, where a side can no longer be read."""
+    try:
+        return _check_forward(plan, here, there)
+    except _UNREADABLE as error:
+        return [Check("logits", False, float("inf"), None, _reason(error))]
 
 
 def _check_forward(plan: Plan, here: Oracle, there: Oracle) -> list[Check]:

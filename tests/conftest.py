@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import checkpoints
+import faults
 import pytest
 import torch
 
@@ -31,6 +32,13 @@ def convert(tmp_path: Path) -> Callable[..., Conversion]:
         return convert_checkpoint(plan, tmp_path / name, verified=verified)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[faults.Server]:
+    """Runs of the command line in which calls fail; torch is imported once for all of them."""
+    with faults.Server(tmp_path_factory.mktemp("runs")) as server:
+        yield server
 
 
 def load_dcp(folder: Path) -> dict[str, torch.Tensor]:

@@ -180,7 +180,7 @@ def test_ranks_go_on_from_what_ranks_have_written(
     ("fault", "status", "reason"),
     [
         ("full", 1, r"rank 1: .*: File too large; the target is as it was before"),
-        ("interrupted", 130, r"rank 1: interrupted; nothing stands"),
+        ("interrupted", 130, r"rank 1: interrupted; nothing half-written stands"),
         ("changed", 1, r"has changed since it was opened"),
         ("apart", 2, r"target.llamaconv-partial: rank 1 does not see the folder that rank 0"),
         ("/nowhere", 2, r"rank 1: /nowhere: is not there"),

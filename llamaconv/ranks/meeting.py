@@ -25,7 +25,7 @@ from typing import Any
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from llamaconv.problems import FailedError, LlamaconvError
+from llamaconv.problems import INTERRUPTED, FailedError, LlamaconvError
 from llamaconv.ranks import OtherRankError, Progress, Ranks
 from llamaconv.ranks.watch import BEAT_SECONDS, Failure, Watch, notice_lost_host
 
@@ -251,7 +251,7 @@ def _told(error: BaseException) -> tuple[int, list[str]]:
     if isinstance(error, LlamaconvError):
         return error.status, [problem.message for problem in error.problems]
     if isinstance(error, KeyboardInterrupt):
-        return 130, ["interrupted; nothing stands under the target's name"]
+        return 130, [INTERRUPTED]
     return 1, [f"{type(error).__name__}: {_line(error)}"]
 
 
