@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,19 @@ def what_it_is(start: bytes) -> str | None:
 def read_json(path: Path) -> dict[str, Any]:
     """One JSON object. Raises `RefusedError` that names the file and what it is instead."""
     try:
+        check_is_file(path)
         check_json_size(path, path.stat().st_size)
         content = path.read_bytes()
     except OSError as error:
         raise RefusedError(f"{path}: {error.strerror or error}") from error
     return json_object(path, content)
+
+
+def check_is_file(path: Path) -> None:
+    """Raises ``OSError`` where reading ``path`` might never end: a pipe, a device, or a link to one."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a folder fails by itself
+        raise OSError(errno.EINVAL, "is not a file", str(path))
 
 
 def check_json_size(path: object, n_bytes: int) -> None:

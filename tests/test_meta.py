@@ -1,6 +1,9 @@
 """Meta's original files, read: cut by rows and by columns, in one file and in several."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -205,6 +208,24 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, name: str) -> Non
     assert not trace.exists()
     torch.load(tmp_path / name, weights_only=False)
     assert trace.exists(), "the payload works, so the refusal was what stopped it"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("params.json", "/dev/zero"), ("consolidated.00.pth", "pipe")]
+)
+def test_what_never_ends_is_not_read(tmp_path: Path, name: str, kind: str) -> None:
+    path = write(tmp_path / "meta") / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(kind)
+    # With little memory, and in time: this machine is not to be filled where the check fails.
+    limited = "import resource, sys; from llamaconv.cli import main; resource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2); sys.exit(main(['plan', sys.argv[1]]))"
+    done = subprocess.run(
+        [sys.executable, "-c", limited, path.parent], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and f"{path}: is not a file" in done.stderr
 
 
 def test_a_file_that_was_cut(tmp_path: Path) -> None:

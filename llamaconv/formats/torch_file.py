@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llamaconv.files import what_it_is
+from llamaconv.files import check_is_file, what_it_is
 from llamaconv.pieces import DTYPE_BYTES, Piece, TensorInfo
 from llamaconv.problems import Problem
 
@@ -21,6 +21,7 @@ from llamaconv.problems import Problem
 def read_header(path: Path) -> tuple[dict[str, TensorInfo], list[Problem]]:
     """Tensors of one ``.pth`` or ``.bin`` file, and every problem found."""
     try:
+        check_is_file(path)
         with open(path, "rb") as file:
             start = file.read(512)
         file_bytes = path.stat().st_size
