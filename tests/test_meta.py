@@ -290,6 +290,16 @@ class TestBin:
 
 
 class TestWritten:
+    def test_torch_is_not_asked_to_prepare_for_a_gpu(
+        self, source: Path, convert: Callable[..., Conversion], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def guard() -> None:
+            raise AssertionError("where there is no GPU, torch 2.10 with CUDA crashes after this")
+
+        monkeypatch.setattr(torch._C, "_ensureCUDADeviceGuardSet", guard)
+        done = convert(source, to="meta", shards=2)
+        assert done.verification and done.verification.ok
+
     """Files that we write, read back by torch alone."""
 
     @pytest.mark.parametrize("n_files", [1, 2])

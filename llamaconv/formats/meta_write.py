@@ -15,11 +15,11 @@ from math import prod
 from pathlib import Path
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamaconv import keys
 from llamaconv.formats.blocks import Blocks, File, write_files
 from llamaconv.formats.output import Output, Payload
+from llamaconv.formats.torch_file import WithoutData
 from llamaconv.formats.torch_stream import save_streamed
 from llamaconv.params import LlamaParams
 from llamaconv.params_json import to_params_json
@@ -64,7 +64,7 @@ def _write_file(
     output: Output,
 ) -> list[str]:
     parts = [_part(tensor, number, n_files) for tensor in tensors]
-    with FakeTensorMode():
+    with WithoutData():
         state = {
             tensor.name: torch.empty(shape, dtype=getattr(torch, tensor.dtype))
             for tensor, (_, shape) in zip(tensors, parts, strict=True)

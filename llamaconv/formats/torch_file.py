@@ -18,6 +18,19 @@ from llamaconv.pieces import DTYPE_BYTES, Piece, TensorInfo
 from llamaconv.problems import Problem
 
 
+class WithoutData(FakeTensorMode):
+    """While entered, tensors of the processor have shape and dtype and no data, in any thread.
+
+    torch would prepare for tensors of a GPU that is not there. In a build with CUDA that leaves a
+    pointer to the memory of the thread, and once that has ended the next one crashes (until
+    https://github.com/pytorch/pytorch/pull/178950, which 2.10 lacks and 2.13 has).
+    """
+
+    @property
+    def avoid_device_init(self) -> bool:
+        return False
+
+
 def read_header(path: Path) -> tuple[dict[str, TensorInfo], list[Problem]]:
     """Tensors of one ``.pth`` or ``.bin`` file, and every problem found."""
     try:
@@ -33,7 +46,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], list[Problem]]:
         )
         return {}, [Problem(f"{path}: {reason}", (path.name,))]
     try:
-        with FakeTensorMode():
+        with WithoutData():
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n", maxsplit=1)[0]
