@@ -213,12 +213,13 @@ def _rope(reader: ParamsReader) -> tuple[float, RopeScaling | None]:
         if value is not None and not isinstance(value, dict):
             reader.error(f"{entry} is {value!r}; an object was expected")
             return 1.0, None
-    described = {**(old or {}), **(new or {})}
-    for entry in set(old or {}) & set(new or {}):
-        if old[entry] != new[entry]:  # type: ignore[index]
+    new, old = new or {}, old or {}
+    described = {**old, **new}
+    for entry in set(old) & set(new):
+        if old[entry] != new[entry]:
             reader.error(
-                f"rope_scaling gives {entry} {old[entry]!r}, "  # type: ignore[index]
-                f"rope_parameters gives {new[entry]!r}; keep the one that is right"  # type: ignore[index]
+                f"rope_scaling gives {entry} {old[entry]!r}, "
+                f"rope_parameters gives {new[entry]!r}; keep the one that is right"
             )
     theta = described.get("rope_theta", reader.values.get("rope_theta"))
     if theta is None:

@@ -391,8 +391,8 @@ def test_without_the_extra_its_command_is_said(installed: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        f"error: {MODEL}: reading from the Hub needs huggingface_hub 1.0 or later: "
-        "pip install 'huggingface_hub>=1.0,<3'"
+        f"error: {MODEL}: reading from the Hub needs huggingface_hub 1.3 or later: "
+        "pip install 'huggingface_hub>=1.3,<3'"
     ]
 
 

@@ -1,6 +1,9 @@
 """Meta's original files, read: cut by rows and by columns, in one file and in several."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -207,6 +210,24 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, name: str) -> Non
     assert trace.exists(), "the payload works, so the refusal was what stopped it"
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("params.json", "/dev/zero"), ("consolidated.00.pth", "pipe")]
+)
+def test_what_never_ends_is_not_read(tmp_path: Path, name: str, kind: str) -> None:
+    path = write(tmp_path / "meta") / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(kind)
+    # With little memory, and in time: this machine is not to be filled where the check fails.
+    limited = "import resource, sys; from llamaconv.cli import main; resource.setrlimit(resource.RLIMIT_AS, (8 << 30,) * 2); sys.exit(main(['plan', sys.argv[1]]))"
+    done = subprocess.run(
+        [sys.executable, "-c", limited, path.parent], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and f"{path}: is not a file" in done.stderr
+
+
 def test_a_file_that_was_cut(tmp_path: Path) -> None:
     folder = write(tmp_path / "meta")
     path = folder / "consolidated.00.pth"
@@ -269,6 +290,16 @@ class TestBin:
 
 
 class TestWritten:
+    def test_torch_is_not_asked_to_prepare_for_a_gpu(
+        self, source: Path, convert: Callable[..., Conversion], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def guard() -> None:
+            raise AssertionError("where there is no GPU, torch 2.10 with CUDA crashes after this")
+
+        monkeypatch.setattr(torch._C, "_ensureCUDADeviceGuardSet", guard)
+        done = convert(source, to="meta", shards=2)
+        assert done.verification and done.verification.ok
+
     """Files that we write, read back by torch alone."""
 
     @pytest.mark.parametrize("n_files", [1, 2])

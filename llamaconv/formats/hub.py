@@ -44,7 +44,7 @@ _WAITS = (0.5, 2.0)
 _BUSY = (408, 500, 502, 503, 504)
 
 # What the extra called hub installs.
-_INSTALL = "pip install 'huggingface_hub>=1.0,<3'"
+_INSTALL = "pip install 'huggingface_hub>=1.3,<3'"
 
 
 class Repository:
@@ -182,7 +182,7 @@ def connect(name: HubName) -> Repository:
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
     except ImportError as error:
         raise RefusedError(
-            f"{name}: reading from the Hub needs huggingface_hub 1.0 or later: {_INSTALL}"
+            f"{name}: reading from the Hub needs huggingface_hub 1.3 or later: {_INSTALL}"
         ) from error
     with as_refusals(name):
         headers = build_hf_headers(library_name="llamaconv", library_version=__version__)

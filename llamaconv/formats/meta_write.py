@@ -27,6 +27,19 @@ from llamaconv.pieces import DTYPE_BYTES, TensorInfo
 from llamaconv.ranks import ALONE, Ranks
 
 
+class _WithoutData(FakeTensorMode):
+    """While entered, tensors of the processor have shape and dtype and no data, in any thread.
+
+    torch would prepare for tensors of a GPU that is not there. In a build with CUDA that leaves a
+    pointer to the memory of the thread, and once that has ended the next one crashes (until
+    https://github.com/pytorch/pytorch/pull/178950, which 2.10 lacks and 2.13 has).
+    """
+
+    @property
+    def avoid_device_init(self) -> bool:
+        return False
+
+
 def write(
     folder: Path,
     tensors: Sequence[TensorInfo],
@@ -64,7 +77,7 @@ def _write_file(
     output: Output,
 ) -> list[str]:
     parts = [_part(tensor, number, n_files) for tensor in tensors]
-    with FakeTensorMode():
+    with _WithoutData():
         state = {
             tensor.name: torch.empty(shape, dtype=getattr(torch, tensor.dtype))
             for tensor, (_, shape) in zip(tensors, parts, strict=True)
