@@ -11,13 +11,11 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any
 
-from llamaconv.params import LlamaParams, RopeScaling
+from llamaconv.params import MOST_LAYERS, LlamaParams, RopeScaling
 from llamaconv.problems import Problem
 
 # transformers' own default, which old config.json files rely on by leaving the entry out.
 TRANSFORMERS_DEFAULT_THETA = 10000.0
-# Eight times the deepest Llama (405B: 126).
-_MOST_LAYERS = 1024
 
 
 def to_config(
@@ -155,9 +153,9 @@ class ParamsReader:
     def layers(self, entry: str) -> int:
         """A number of layers that a model can have: names are made for each."""
         value = self.count(entry)
-        if value <= _MOST_LAYERS:
+        if value <= MOST_LAYERS:
             return value
-        self.size_error(f"{entry} is {value}; no Llama has more than {_MOST_LAYERS} layers")
+        self.size_error(f"{entry} is {value}; no Llama has more than {MOST_LAYERS} layers")
         return 1
 
     def number(self, entry: str, value: Any) -> float:

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any
+
+MOST_LAYERS = 1024
+"""Eight times the deepest Llama (405B: 126); names are made for each layer."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,33 @@ class LlamaParams:
 
     @classmethod
     def from_json(cls, entries: Mapping[str, Any]) -> LlamaParams:
-        """The inverse of `to_json`, for receipts."""
+        """The inverse of `to_json`, for receipts. Raises ``ValueError`` or ``TypeError``."""
         scaling = entries.get("rope_scaling")
-        return cls(**{**entries, "rope_scaling": RopeScaling(**scaling) if scaling else None})
+        params = cls(**{**entries, "rope_scaling": RopeScaling(**scaling) if scaling else None})
+        params._check()
+        return params
+
+    def _check(self) -> None:
+        """Raises ``ValueError`` where these are of no model at all."""
+        counts = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "vocab_size")
+        numbers = {name: getattr(self, name) for name in ("norm_eps", "rope_theta")}
+        numbers |= asdict(self.rope_scaling) if self.rope_scaling else {}
+        for name, value in numbers.items():
+            if type(value) not in (int, float) or not 0 < value < inf:
+                raise ValueError(f"{name} is {value!r}; a positive number was expected")
+        for name in (*counts, "max_position"):
+            value = getattr(self, name)
+            if (type(value) is not int or value < 1) and (name in counts or value is not None):
+                raise ValueError(f"{name} is {value!r}; a positive whole number was expected")
+        if self.n_layers > MOST_LAYERS:
+            raise ValueError(f"{self.n_layers} layers; no Llama has more than {MOST_LAYERS}")
+        if self.n_heads % self.n_kv_heads or self.head_dim % 2:
+            raise ValueError(
+                f"{self.n_heads} heads of {self.head_dim} and {self.n_kv_heads} kv heads; heads are "
+                "of an even size, and share kv heads in equal groups"
+            )
+        if type(self.tied) is not bool:
+            raise ValueError(f"tied is {self.tied!r}; true or false was expected")
 
     def __str__(self) -> str:
         scaling = f", scaling factor {self.rope_scaling.factor:g}" if self.rope_scaling else ""

@@ -7,6 +7,7 @@ of every piece, so that a folder can be understood and checked months later.
 from __future__ import annotations
 
 import json
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,17 +94,68 @@ def read(folder: Path) -> Receipt | None:
     return from_json(path, read_json(path)) if path.is_file() else None
 
 
+# What a receipt consists of: types, objects by the names that they must have, lists by their one
+# kind of entry. A tuple of one stands for what may be null.
+_ENTRIES: dict[str, Any] = {
+    "created": str,
+    "source": {"path": str, "format": str, "rope": str, "assets": (str,), "files": {}},
+    "target": {
+        **dict.fromkeys(("to", "generation", "rope", "dtype", "assets", "tie"), str),
+        **dict.fromkeys(("shards", "max_shard_size"), int),
+    },
+    "params": {},
+    "versions": {},
+    "verified": ({"ok": bool},),
+    "dropped": [dict.fromkeys(("source", "reason"), str)],
+    "tensors": [
+        {
+            **dict.fromkeys(("source", "target", "operation", "dtype"), str),
+            "shape": [int],
+            "digests": [str],
+        }
+    ],
+}
+_WORDS: dict[type, str] = {
+    str: "text",
+    int: "a whole number",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+}
+
+
+def _check(value: Any, wanted: Any, where: str = "") -> None:
+    """Raises ``ValueError`` that names the entry where ``value`` is not as ``wanted`` says."""
+    if isinstance(wanted, tuple):
+        if value is None:
+            return
+        wanted = wanted[0]
+    kind: type = wanted if isinstance(wanted, type) else type(wanted)
+    found: type = type(value)  # not isinstance: true is no number
+    if found is not kind:
+        raise ValueError(f"{where[1:]} is {reprlib.repr(value)}; {_WORDS[kind]} was expected")
+    if isinstance(wanted, dict):
+        if absent := sorted(wanted.keys() - value.keys()):
+            raise ValueError(f"{where[1:]}/{absent[0]} is absent".lstrip("/"))
+        for name, inside in wanted.items():
+            _check(value[name], inside, f"{where}/{name}")
+    elif isinstance(wanted, list):
+        for number, inside in enumerate(value):
+            _check(inside, wanted[0], f"{where}/{number}")
+
+
 def from_json(path: object, entries: dict[str, Any]) -> Receipt:
     """The receipt that ``entries`` of the file ``path`` are. Raises `RefusedError` if damaged."""
     try:
         if entries["llamaconv_receipt"] != _VERSION:
             raise ValueError(f"version {entries['llamaconv_receipt']!r}, {_VERSION} expected")
-        names = ("source", "target", "tensors", "dropped", "versions", "created", "verified")
-        if entries["target"]["rope"] not in ("interleaved", "half_split"):
-            raise ValueError(f"rope {entries['target']['rope']!r}")
+        _check(entries, _ENTRIES)
+        for side in ("source", "target"):
+            if entries[side]["rope"] not in ("interleaved", "half_split"):
+                raise ValueError(f"{side}/rope is {entries[side]['rope']!r}")
         return Receipt(
             params=LlamaParams.from_json(entries["params"]),
-            **{name: entries[name] for name in names},
+            **{name: entries[name] for name in _ENTRIES if name != "params"},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RefusedError(
