@@ -7,6 +7,7 @@ bytes of an entry begin is asked of torch; no tensor is loaded.
 from __future__ import annotations
 
 import io
+import os
 import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from torch.distributed.checkpoint.utils import _create_file_view
 
 from llamaconv import keys, receipt
 from llamaconv.foreign import what_names_are
+from llamaconv.formats.dcp_metadata import check_metadata, check_pickle
 from llamaconv.fused import is_fused
 from llamaconv.pieces import DTYPE_BYTES, Checkpoint, Ignored, Piece, TensorInfo
 from llamaconv.problems import Problem, RefusedError, some, warning
@@ -94,7 +96,8 @@ def _lost_in_files(
     lost: set[str] = set()
     for file, expected in ends.items():
         path = folder / file
-        found = path.stat().st_size if path.is_file() else None
+        # os.path says no to a name that no file can have, where a Path raises.
+        found = os.path.getsize(path) if os.path.isfile(path) else None
         if found is not None and found >= expected:
             continue
         what = "is not there" if found is None else f"{expected} bytes expected, {found} found"
@@ -228,13 +231,15 @@ def read_metadata(folder: Path) -> Metadata:
     if not path.is_file():
         raise RefusedError(f"{path}: is not there; a PyTorch Distributed Checkpoint has one")
     try:
-        metadata = _Unpickler(io.BytesIO(path.read_bytes())).load()
+        content = path.read_bytes()
+        check_pickle(content)
+        metadata = _Unpickler(io.BytesIO(content)).load()
+        check_metadata(metadata)
     except RefusedError as error:
         raise RefusedError(
             [replace(p, message=f"{path}: {p.message}") for p in error.problems]
         ) from None
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
         raise RefusedError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
-    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
-        raise RefusedError(f"{path}: holds no checkpoint metadata")
+    assert isinstance(metadata, Metadata)
     return metadata
