@@ -1,6 +1,7 @@
 """Checks that can fail: is the target what the source says, in every bit and in meaning?
 
-- structure: torch's own loader opens the target; names, shapes and dtypes are the plan's;
+- structure: torch's own loader opens the target; names, shapes and dtypes are the plan's, and
+  what stands beside the weights (config.json, params.json) says the plan's parameters;
 - bits: every element against the source, read by the safetensors library and placed by index
   arithmetic, which shares no code with the engine;
 - rotated scores: q and k of every layer give the same attention scores at distances above 0,
@@ -34,8 +35,10 @@ from llamaconv.plan import CHOICES, Plan, Target
 from llamaconv.planner import make_plan
 from llamaconv.problems import LlamaconvError, RefusedError, some
 from llamaconv.ranks import ALONE, OtherRankError, Ranks
+from llamaconv.receipt_check import check_receipt, history_otherwise
 from llamaconv.remote import refuse_remote
 from llamaconv.sample import held_out_text
+from llamaconv.stated import stated_otherwise
 
 # The reference forward holds both sides in float32.
 _FORWARD_BYTES = 64_000_000
@@ -75,7 +78,16 @@ def verify_checkpoint(
         opened = replace(opened, params=found.params)
     plan = make_plan(opened, wanted)
     plan.check()
-    return verify_plan(plan, Path(target), progress)
+    verification = verify_plan(plan, Path(target), progress)
+    if found.receipt is None or not verification.ok:
+        return verification
+    # What the target's own receipt says is compared as well, and heard of only where it is wrong.
+    wrong = [check.detail for check in check_receipt(found, progress) if not check.ok]
+    wrong = wrong or history_otherwise(found.receipt, plan)
+    if not wrong:
+        return verification
+    failed = Check("receipt", False, float(len(wrong)), None, "; ".join(wrong[:3]))
+    return replace(verification, checks=(*verification.checks, failed))
 
 
 def verify_plan(
@@ -120,7 +132,7 @@ def verify_plan(
 
 
 def _check_structure(plan: Plan, target: Checkpoint) -> Check:
-    """Names, shapes and stored dtypes of the target, against the plan's."""
+    """Names, shapes and stored dtypes of the target, and its parameters, against the plan's."""
     wanted = {move.writes: (move.dtype, move.shape) for move in plan.written}
     stored = {name: (tensor.dtype, tensor.shape) for name, tensor in target.tensors.items()}
     wrong = [name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name)]
@@ -129,18 +141,19 @@ def _check_structure(plan: Plan, target: Checkpoint) -> Check:
     renamed = make_plan(plan.source, replace(plan.target, to="dcp", generation=other))
     yardstick = sum(move.writes not in stored for move in renamed.written)
     detail = f"{len(stored)} tensors with the plan's names, shapes and dtypes"
+    # A file that is damaged may still name every tensor.
+    reasons = [problem.message for problem in target.faults]
+    reasons += stated_otherwise(target, plan.params) if plan.params else []
     if wrong:
         shown = (
             f"{name}: {wanted.get(name)} expected, {stored.get(name)} found"
             for name in sorted(wrong)
         )
-        detail = f"{len(wrong)} tensors differ: {some(shown, 3)}"
-    if target.errors:
-        detail = "; ".join(problem.message for problem in target.errors[:3])
-    # A file that is damaged may still name every tensor.
-    ok = not wrong and not target.errors
-    value = float(max(len(wrong), len(target.errors)))
-    return Check("structure", ok, value, float(yardstick), detail)
+        reasons.append(f"{len(wrong)} tensors differ: {some(shown, 3)}")
+    if reasons:
+        detail = "; ".join(reasons[:3])
+    value = float(max(len(wrong), len(reasons)))
+    return Check("structure", not reasons, value, float(yardstick), detail)
 
 
 def _check_forward(plan: Plan, here: Oracle, there: Oracle) -> list[Check]:

@@ -180,10 +180,10 @@ class _Opener:
                 Problem(f"{self.folder}: the copies of {name} are of different lengths", (name,))
             )
             return
-        first, *others = (_whole(part) for part in parts)
-        apart = max(((first - other).abs().max().item() for other in others), default=0.0)
-        if apart:
-            self.apart[name] = apart
+        others = [part for part in parts[1:] if not same_bytes(parts[0], part)]
+        if others:
+            first = _whole(parts[0])
+            self.apart[name] = max((first - _whole(o)).abs().max().item() for o in others)
 
     def _report_norms(self) -> None:
         name, largest = max(self.apart.items(), key=lambda item: item[1])
@@ -191,7 +191,8 @@ class _Opener:
             f"{self.folder}: {len(self.apart)} norms differ between the files, by {largest:.2g} at "
             f"most ({name}); "
         )
-        if largest > NORM_TOLERANCE:
+        # nan is not within the tolerance.
+        if not largest <= NORM_TOLERANCE:
             self.problems.append(
                 Problem(
                     f"{message}above {NORM_TOLERANCE:g} the files are of different models",
