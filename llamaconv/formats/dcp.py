@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.utils import _create_file_view
 from llamaconv import keys, receipt
 from llamaconv.foreign import what_names_are
 from llamaconv.formats.dcp_metadata import check_metadata, check_pickle
+from llamaconv.formats.torch_archive import records
 from llamaconv.fused import is_fused
 from llamaconv.pieces import DTYPE_BYTES, Checkpoint, Ignored, Piece, TensorInfo
 from llamaconv.problems import Problem, RefusedError, some, warning
@@ -166,22 +167,25 @@ def payload_offset(
     """
     view = cast(IO[bytes], _create_file_view(cast(io.IOBase, file), place.offset, place.length))
     try:
+        # An entry holds one tensor, so its storage is the first.
+        inside, length = records(file, place.offset, place.length)["data/0"]
         with torch.serialization.skip_data():
             tensor = torch.load(view, weights_only=True)
-        view.seek(0)
-        # An entry holds one tensor, so its storage is the first.
-        inside: int = cast(Any, torch._C.PyTorchFileReader(view)).get_record_offset("data/0")
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"its entry in {place.relative_path} cannot be read: {error}") from error
+    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"its entry in {place.relative_path} is damaged and cannot be read: {error}"
+        ) from error
     if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype or not tensor.is_contiguous():
         raise ValueError(
             f"its entry in {place.relative_path} holds {list(tensor.shape)} {tensor.dtype}, "
             f"the metadata says {list(shape)} {dtype}"
         )
-    inside += tensor.storage_offset() * dtype.itemsize
-    if inside + tensor.nbytes > place.length:
-        raise ValueError(f"its entry in {place.relative_path} is cut short")
-    return int(place.offset + inside)
+    if tensor.untyped_storage().nbytes() != length:
+        raise ValueError(
+            f"its entry in {place.relative_path} says {tensor.untyped_storage().nbytes()} bytes and "
+            f"has {length}; it is damaged"
+        )
+    return int(place.offset + inside + tensor.storage_offset() * dtype.itemsize)
 
 
 # A pickle can name any function of any module; these are what torch's own writer needs.

@@ -8,12 +8,14 @@ torch 1.6 and later, and contiguous tensors.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamaconv.files import what_it_is
+from llamaconv.formats.torch_archive import records
 from llamaconv.pieces import DTYPE_BYTES, Piece, TensorInfo
 from llamaconv.problems import Problem
 
@@ -23,7 +25,6 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], list[Problem]]:
     try:
         with open(path, "rb") as file:
             start = file.read(512)
-        file_bytes = path.stat().st_size
     except OSError as error:
         return {}, [Problem(f"{path}: {error.strerror or error}")]
     if not start.startswith(b"PK\x03\x04"):
@@ -32,6 +33,9 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], list[Problem]]:
         )
         return {}, [Problem(f"{path}: {reason}", (path.name,))]
     try:
+        # Before torch, which crashes on some archives that no torch writes.
+        with open(path, "rb") as file:
+            spans = set(records(file).values())
         with FakeTensorMode():
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -55,26 +59,28 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], list[Problem]]:
             )
             continue
         try:
-            tensors[name] = _info(path, file_bytes, name, tensor)
+            tensors[name] = _info(path, spans, name, tensor)
         except ValueError as error:
             problems.append(Problem(f"{path}: tensor {name}: {error}", (name,)))
     return tensors, problems
 
 
-def _info(path: Path, file_bytes: int, name: str, tensor: torch.Tensor) -> TensorInfo:
+def _info(
+    path: Path, spans: Collection[tuple[int, int]], name: str, tensor: torch.Tensor
+) -> TensorInfo:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in DTYPE_BYTES:
         raise ValueError(f"dtype {dtype} is not known")
     if not tensor.is_contiguous():
         raise ValueError("its rows are not contiguous; save it again with .contiguous()")
-    start = tensor.untyped_storage()._checkpoint_offset
+    storage = tensor.untyped_storage()
+    start = storage._checkpoint_offset
     assert start is not None
+    if (start, storage.nbytes()) not in spans:
+        raise ValueError(
+            f"its {storage.nbytes()} bytes at {start} are no record of the file; it is damaged, or "
+            "was packed by another tool than torch. Download it again, or save it again with torch"
+        )
     offset = int(start + tensor.storage_offset() * DTYPE_BYTES[dtype])
     shape = tuple(tensor.shape)
-    info = TensorInfo(name, dtype, shape, (Piece(path, offset, (0,) * len(shape), shape),))
-    if offset + info.nbytes > file_bytes:
-        raise ValueError(
-            f"ends at byte {offset + info.nbytes}, the file has {file_bytes}; it was cut, "
-            "download it again"
-        )
-    return info
+    return TensorInfo(name, dtype, shape, (Piece(path, offset, (0,) * len(shape), shape),))
