@@ -12,7 +12,7 @@ from typing import Any
 
 from llamaconv.config import from_config
 from llamaconv.files import try_json
-from llamaconv.formats.huggingface import CONFIG
+from llamaconv.formats.huggingface import CONFIG, INDEX, SINGLE
 from llamaconv.params import LlamaParams
 from llamaconv.params_json import ffn_width, from_params_json
 from llamaconv.pieces import Checkpoint, shapes_by_role
@@ -55,6 +55,10 @@ def _in_config(target: Checkpoint, params: LlamaParams) -> list[str]:
     wrong = _differences(CONFIG, found, params, but) if found else []
     if target.receipt:
         wrong += _absent(problems)
+        if not (folder / INDEX).is_file() and {file.name for file in target.local_files} != {
+            SINGLE
+        }:
+            wrong.append(f"{INDEX} is not there, and several files or one of another name")
         dtypes = {tensor.dtype for tensor in target.tensors.values()}
         wanted: dict[str, Any] = {
             "architectures": ["LlamaForCausalLM"],

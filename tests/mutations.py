@@ -175,6 +175,13 @@ def remove_a_file(folder: Path, rng: random.Random) -> str:
     return f"{file.name} removed"
 
 
+def rename_a_file(folder: Path, rng: random.Random) -> str:
+    file = rng.choice(_files(folder))
+    other = file.with_name(rng.choice((f"other{file.suffix}", f"{file.name}.bak")))
+    file.rename(other)
+    return f"{file.name} renamed to {other.name}"
+
+
 def copy_over_a_file(folder: Path, rng: random.Random) -> str | None:
     files = _weight_files(folder)
     if len(files) < 2:
@@ -277,6 +284,7 @@ ALL: tuple[Mutation, ...] = (
     cut_a_file,
     extend_a_file,
     remove_a_file,
+    rename_a_file,
     copy_over_a_file,
     flip_any_bit,
     change_an_envelope,

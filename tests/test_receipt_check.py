@@ -12,6 +12,7 @@ import torch
 from llamaconv import RefusedError, verify_checkpoint
 from llamaconv.cli import main
 from llamaconv.convert import Conversion
+from llamaconv.formats.huggingface import INDEX
 from llamaconv.receipt_check import verify_receipt
 
 TARGETS: list[dict[str, Any]] = [
@@ -86,6 +87,7 @@ def bend_the_second_copy_of_a_norm(folder: Path) -> None:
         (TARGETS[3], edit("config.json", architectures=["LlamaModel"]), "architectures is"),
         (TARGETS[3], edit("config.json", vocab_size=None), "vocab_size is absent"),
         (TARGETS[3], lambda folder: (folder / "config.json").unlink(), "config.json is not there"),
+        (TARGETS[3], lambda folder: (folder / INDEX).unlink(), f"{INDEX} is not there"),
         (TARGETS[2], edit("params.json", norm_eps=1e-6), "norm_eps is 1e-06, 1e-05 expected"),
         (
             TARGETS[2],
