@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from llamaconv.pieces import Checkpoint, Piece, PieceReader, TensorInfo
+from llamaconv.problems import FailedError
 from llamaconv.torch_rows import read_rows
 
 # Tensors up to this size are loaded by `dcp.load` whole, a batch at a time.
@@ -139,7 +141,10 @@ def oracle(checkpoint: Checkpoint) -> Oracle:
 
 
 def load_dcp(folder: Path, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
-    """``tensors`` of the checkpoint in ``folder``, whole, through `dcp.load`."""
+    """``tensors`` of the checkpoint in ``folder``, whole, through `dcp.load`.
+
+    Raises `FailedError` where that fails.
+    """
     state = {
         tensor.name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
         for tensor in tensors
@@ -147,5 +152,14 @@ def load_dcp(folder: Path, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
     if state:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.distributed is disabled")
-            dcp_load(state, checkpoint_id=folder, no_dist=True)
+            try:
+                dcp_load(state, checkpoint_id=folder, no_dist=True)
+            except CheckpointException as wrapped:
+                # Its own text is only that some rank failed.
+                cause = next((error for error, _ in wrapped.failures.values()), wrapped)
+                reason = str(cause).split("\n", maxsplit=1)[0]
+                raise FailedError(
+                    f"{folder}: torch's own loader fails on it ({type(cause).__name__}: {reason}); "
+                    "its files are damaged"
+                ) from wrapped
     return state

@@ -17,13 +17,14 @@ Memory stays bounded: tensors are compared a window of whole heads or of rows at
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 
 from llamaconv import keys, model
 from llamaconv.checks import Check, Verification
@@ -47,7 +48,10 @@ _FORWARD_TOKENS = 512
 _LOGIT_TOLERANCE = 1e-3
 
 # What torch, safetensors and the disk raise for a target that cannot be read back.
-_UNREADABLE = (CheckpointException, LlamaconvError, OSError, RuntimeError, ValueError, KeyError)
+_UNREADABLE = (
+    *(LlamaconvError, OSError, RuntimeError, ValueError, LookupError, EOFError),
+    *(SafetensorError, pickle.UnpicklingError),
+)
 
 
 def verify_checkpoint(
@@ -117,7 +121,7 @@ def verify_plan(
     except OtherRankError:
         raise
     except _UNREADABLE as error:
-        said = {"unreadable": f"{type(error).__name__}: {error}".splitlines()[0]}
+        said = {"unreadable": _reason(error, plan, folder)}
     findings = ranks.together(said)
     for one in findings:
         if "unreadable" in one:
@@ -129,6 +133,14 @@ def verify_plan(
         forward = _check_forward(plan, here, there) if ranks.first else []
         checks += [Check(**one) for one in ranks.from_first([asdict(one) for one in forward])]
     return Verification(tuple(checks), tuple(comparison.layers), tuple(comparison.tensors))
+
+
+def _reason(error: BaseException, plan: Plan, folder: Path) -> str:
+    """What to say of an error that a reader raised; those of libraries name no file."""
+    if isinstance(error, LlamaconvError):
+        return error.problems[0].message
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{plan.source.path} or {folder} cannot be read by others' readers ({reason})"
 
 
 def _check_structure(plan: Plan, target: Checkpoint) -> Check:

@@ -172,7 +172,7 @@ def _entry(entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     if not isinstance(entry, dict):
         raise ValueError("its header entry is not an object")
     stored, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if stored not in DTYPES:
+    if not isinstance(stored, str) or stored not in DTYPES:
         raise ValueError(f"dtype {stored!r} is not known; quantised or newer than this reader")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
         raise ValueError("its shape or data_offsets are not lists of whole numbers")
