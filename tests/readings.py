@@ -7,6 +7,7 @@ same where their readings are equal. A reader that gives up means something else
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +30,45 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     """Every stored tensor; of Meta's files each part, under its file's number and its name."""
     if (folder / ".metadata").exists():
         return load_dcp(folder)
-    if files := sorted(folder.glob("consolidated.*.pth")):
-        return {
-            f"{file.name} {name}": part
-            for file in files
-            for name, part in torch.load(file, weights_only=True).items()
-        }
+    if any(folder.glob("consolidated.*.pth")):
+        return parts(folder)
     index = folder / "model.safetensors.index.json"
     if not index.exists():
-        return _held(folder / "model.safetensors")
+        return held(folder / "model.safetensors")
+    return indexed(index, held)
+
+
+def parts(folder: Path) -> dict[str, Tensor]:
+    """Of Meta's files each part, under its file's name and its own."""
+    return {
+        f"{file.name} {name}": part
+        for file in sorted(folder.glob("consolidated.*.pth"))
+        for name, part in torch.load(file, weights_only=True).items()
+    }
+
+
+def joined(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`parts` of matrices put together: columns of wo and w2, rows of the others."""
+    cut: dict[str, list[Tensor]] = {}
+    for name, part in sorted(parts.items()):
+        cut.setdefault(name.split(" ", 1)[1], []).append(part)
+    return {
+        name: torch.cat(found, 1 if name.split(".")[-2] in ("wo", "w2") else 0)
+        if found[0].ndim == 2
+        else found[0]
+        for name, found in cut.items()
+    }
+
+
+def indexed(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What an index names; a tensor that is in a file but not in the index is not loaded."""
     weight_map = json.loads(index.read_bytes())["weight_map"]
-    held = {file: _held(folder / file) for file in set(weight_map.values())}
-    # A name that is in a file but not in the index is not loaded.
-    return {name: held[file][name] for name, file in weight_map.items()}
+    files = {file: read(index.parent / file) for file in set(weight_map.values())}
+    return {name: files[file][name] for name, file in weight_map.items()}
 
 
-def _held(path: Path) -> dict[str, Tensor]:
+def held(path: Path) -> dict[str, Tensor]:
+    """Every tensor of one ``.safetensors`` file."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
