@@ -75,7 +75,7 @@ def _without_params(source: Checkpoint, target: Target, folder: Path | None) -> 
             f"{source.folder / CONFIG}: is not there; heads, RoPE base and scaling are in no "
             "weight. Give a folder with the model's config.json as --assets"
         )
-    if source.format == "huggingface" and folder and not (folder / CONFIG).exists():
+    if source.format == "huggingface" and folder and not (folder / CONFIG).is_file():
         return Problem(
             f"{folder / CONFIG}: is not there; heads, RoPE base and scaling are in no weight. "
             "Copy config.json of the model beside the weights, or give its folder as --assets"

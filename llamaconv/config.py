@@ -241,6 +241,11 @@ def _rope(reader: ParamsReader) -> tuple[float, RopeScaling | None]:
         )
     kind = described.get("rope_type", described.get("type", "default"))
     if kind == "default":
+        if "factor" in described:
+            reader.warn(
+                f"the RoPE scaling has a factor of {described['factor']!r} and no kind that uses one; "
+                "transformers passes it by, and so is done here"
+            )
         return theta, None
     if kind != "llama3":
         reader.error(

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from llamaconv.formats.dcp_metadata import read_metadata
 from llamaconv.piece_reader import PieceReader
 from llamaconv.pieces import Checkpoint, Piece, TensorInfo
+from llamaconv.problems import FailedError
 from llamaconv.torch_rows import read_rows
 
 # Tensors up to this size are loaded by `dcp.load` whole, a batch at a time.
@@ -197,10 +198,7 @@ class _Reader(FileSystemReader):
 
 
 def _load(reader: _Reader, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
-    """``tensors`` of the checkpoint in ``folder``, whole, through `dcp.load`.
-
-    Raises what reading raises, ``OSError`` among it.
-    """
+    """``tensors``, whole, through `dcp.load`. Raises `FailedError` where that fails, ``OSError``."""
     state = {
         tensor.name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
         for tensor in tensors
@@ -211,8 +209,13 @@ def _load(reader: _Reader, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
             try:
                 dcp_load(state, storage_reader=reader, no_dist=True)
             except CheckpointException as wrapped:
-                # A BaseException that hides the cause, Ctrl-C included: let the cause out.
-                for error, _ in wrapped.failures.values():
-                    raise error from None
-                raise
+                # A BaseException whose own text is only that some rank failed.
+                cause = next((error for error, _ in wrapped.failures.values()), wrapped)
+                if not isinstance(cause, Exception) or isinstance(cause, OSError):
+                    raise cause from None
+                reason = str(cause).split("\n", maxsplit=1)[0]
+                raise FailedError(
+                    f"{reader.path}: torch's own loader fails on it ({type(cause).__name__}: "
+                    f"{reason}); its files are damaged"
+                ) from wrapped
     return state

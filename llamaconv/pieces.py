@@ -105,10 +105,9 @@ class TensorInfo:
         found = sum(prod(piece.shape) for piece in self.pieces)
         if found != prod(self.shape):
             return f"its pieces have {found} elements, {prod(self.shape)} expected"
-        if len({piece.start for piece in self.pieces if prod(piece.shape)}) != sum(
-            prod(piece.shape) > 0 for piece in self.pieces
-        ):
-            return "two of its pieces lie at the same place"
+        # Without an overlap, that many elements leave no gap.
+        if _overlap([piece for piece in self.pieces if prod(piece.shape)]):
+            return "two of its pieces overlap"
         return ""
 
     def rows_of(self, name: str, runs: Sequence[tuple[int, int]]) -> TensorInfo:
@@ -131,6 +130,20 @@ class TensorInfo:
                 )
             length += last - first
         return TensorInfo(name, self.dtype, (length, *self.shape[1:]), tuple(pieces))
+
+
+def _overlap(pieces: Sequence[Piece]) -> bool:
+    """Whether any two pieces (none of them empty) have an element in common."""
+    pieces = sorted(pieces, key=lambda piece: piece.start)
+    for number, one in enumerate(pieces):
+        for other in (pieces[at] for at in range(number + 1, len(pieces))):
+            spans = list(zip(one.start, one.shape, other.start, other.shape, strict=True))
+            # Sorted by the first axis: what begins beyond this one's end there, and all after it, is apart.
+            if spans and spans[0][2] >= spans[0][0] + spans[0][1]:
+                break
+            if all(max(a, c) < min(a + n, c + m) for a, n, c, m in spans):
+                return True
+    return False
 
 
 def shapes_by_role(
@@ -228,6 +241,11 @@ class Checkpoint:
     @property
     def errors(self) -> list[Problem]:
         return [problem for problem in self.problems if problem.level == "error"]
+
+    @property
+    def faults(self) -> list[Problem]:
+        """What must not be in a target: the errors, and the warnings that name tensors."""
+        return [problem for problem in self.problems if problem.level == "error" or problem.names]
 
     def to_json(self) -> dict[str, Any]:
         return {

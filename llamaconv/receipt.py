@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,32 +99,54 @@ def read(folder: Path) -> Receipt | None:
     return from_json(path, read_json(path)) if path.is_file() else None
 
 
-# By example: an object has at least these entries, each item of a list is like the only one here,
-# and in a tuple are the alternatives.
-_LIKE: dict[str, Any] = {
-    "source": {"path": "", "format": "", "rope": "", "files": {}},
-    "target": {"to": "", "generation": "", "rope": ""},
+# What a receipt consists of: types, objects by the names that they must have, lists by their one
+# kind of entry. A tuple of one stands for what may be null.
+_ENTRIES: dict[str, Any] = {
+    "created": str,
+    "source": {"path": str, "format": str, "rope": str, "assets": (str,), "files": {}},
+    "target": {
+        **dict.fromkeys(("to", "generation", "rope", "dtype", "assets", "tie"), str),
+        **dict.fromkeys(("shards", "max_shard_size"), int),
+    },
     "params": {},
-    "tensors": [
-        {"source": "", "target": "", "operation": "", "dtype": "", "shape": [0], "digests": [""]}
-    ],
-    "dropped": [{"source": "", "reason": ""}],
     "versions": {},
-    "created": "",
-    "verified": (None, {"ok": True, "checks": [{"name": "", "ok": True}]}),
+    "verified": ({"ok": bool, "checks": [{"name": str, "ok": bool}]},),
+    "dropped": [dict.fromkeys(("source", "reason"), str)],
+    "tensors": [
+        {
+            **dict.fromkeys(("source", "target", "operation", "dtype"), str),
+            "shape": [int],
+            "digests": [str],
+        }
+    ],
+}
+_WORDS: dict[type, str] = {
+    str: "text",
+    int: "a whole number",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
 }
 
 
-def _is_like(value: Any, example: Any) -> bool:
-    if isinstance(example, tuple):
-        return any(_is_like(value, one) for one in example)
-    if isinstance(example, dict):
-        return isinstance(value, dict) and all(
-            name in value and _is_like(value[name], inner) for name, inner in example.items()
-        )
-    if isinstance(example, list):
-        return isinstance(value, list) and all(_is_like(one, example[0]) for one in value)
-    return type(value) is type(example)
+def _check(value: Any, wanted: Any, where: str = "") -> None:
+    """Raises ``ValueError`` that names the entry where ``value`` is not as ``wanted`` says."""
+    if isinstance(wanted, tuple):
+        if value is None:
+            return
+        wanted = wanted[0]
+    kind: type = wanted if isinstance(wanted, type) else type(wanted)
+    found: type = type(value)  # not isinstance: true is no number
+    if found is not kind:
+        raise ValueError(f"{where[1:]} is {reprlib.repr(value)}; {_WORDS[kind]} was expected")
+    if isinstance(wanted, dict):
+        if absent := sorted(wanted.keys() - value.keys()):
+            raise ValueError(f"{where[1:]}/{absent[0]} is absent".lstrip("/"))
+        for name, inside in wanted.items():
+            _check(value[name], inside, f"{where}/{name}")
+    elif isinstance(wanted, list):
+        for number, inside in enumerate(value):
+            _check(inside, wanted[0], f"{where}/{number}")
 
 
 def from_json(path: object, entries: dict[str, Any]) -> Receipt:
@@ -132,16 +155,13 @@ def from_json(path: object, entries: dict[str, Any]) -> Receipt:
     try:
         if entries["llamaconv_receipt"] != _VERSION:
             raise ValueError(f"version {entries['llamaconv_receipt']!r}, {_VERSION} expected")
-        for name, example in _LIKE.items():
-            if not _is_like(entries[name], example):
-                raise ValueError(f"{name} is not what it should be")
-        if not isinstance(entries["source"].get("assets"), str | None):
-            raise ValueError(f"assets is {entries['source']['assets']!r}")
-        if entries["target"]["rope"] not in ("interleaved", "half_split"):
-            raise ValueError(f"rope {entries['target']['rope']!r}")
+        _check(entries, _ENTRIES)
+        for side in ("source", "target"):
+            if entries[side]["rope"] not in ("interleaved", "half_split"):
+                raise ValueError(f"{side}/rope is {entries[side]['rope']!r}")
         return Receipt(
-            **{name: entries[name] for name in _LIKE}
-            | {"params": LlamaParams.from_json(entries["params"])},
+            params=LlamaParams.from_json(entries["params"]),
+            **{name: entries[name] for name in _ENTRIES if name != "params"},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RefusedError(

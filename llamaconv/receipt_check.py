@@ -6,17 +6,22 @@ months later. It cannot say whether the conversion was right, only that nothing 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
 from llamaconv.checks import Check, Verification
 from llamaconv.comparison import Progress
 from llamaconv.formats.detect import open_checkpoint
+from llamaconv.params import LlamaParams
 from llamaconv.piece_reader import PieceReader
 from llamaconv.pieces import Checkpoint, Piece, TensorInfo
+from llamaconv.plan import Plan
 from llamaconv.problems import LlamaconvError, RefusedError, some
+from llamaconv.stated import stated_otherwise
 
 _BLOCK_BYTES = 4 << 20
 
@@ -28,18 +33,49 @@ def verify_receipt(target: str | Path, progress: Progress | None = None) -> Veri
     """
     found = open_checkpoint(target)
     if found.receipt is None:
-        raise RefusedError(
-            f"{target}: has no receipt (llamaconv.json); give the source too: llamaconv verify SRC DST"
-        )
+        # One that is there and damaged is among the errors.
+        reason = "has no receipt (llamaconv.json); give the source too: llamaconv verify SRC DST"
+        raise RefusedError(found.errors or f"{target}: {reason}")
+    return Verification(check_receipt(found, progress))
+
+
+def check_receipt(found: Checkpoint, progress: Progress | None = None) -> tuple[Check, ...]:
+    """The checks of a target that has a receipt: its structure, and the digests if that is right."""
     structure = _check_structure(found)
     if not structure.ok:
-        return Verification((structure,))
+        return (structure,)
     try:
-        return Verification(
-            (structure, _check_digests(found, progress or (lambda done, total: None)))
-        )
+        return structure, _check_digests(found, progress or (lambda done, total: None))
     except (LlamaconvError, OSError) as error:
-        return Verification((structure, Check("digests", False, float("inf"), None, str(error))))
+        return structure, Check("digests", False, float("inf"), None, str(error))
+
+
+def history_otherwise(receipt: Mapping[str, Any], plan: Plan) -> list[str]:
+    """What a receipt tells of the conversion and ``plan`` does not, a sentence each.
+
+    Nothing where the plan's source is not the very folder that the receipt names: the same weights
+    may lie elsewhere in another format.
+    """
+    source = plan.source
+    if receipt["source"]["path"] != str(source.local_path.resolve()):
+        return []
+    wrong = [
+        f"the source's {entry} is {receipt['source'][entry]!r}, {value!r} expected"
+        for entry, value in (("format", source.format), ("rope", source.rope))
+        if receipt["source"][entry] != value
+    ]
+    told = {t["target"]: (t["source"], t["operation"]) for t in receipt["tensors"]}
+    wrong += [
+        f"{move.writes}: {told[move.writes]} noted, {(move.source, move.operation)} expected"
+        for move in plan.written
+        if told[move.writes] != (move.source, move.operation)
+    ]
+    dropped = {move.source for move in plan.moves if move.target is None}
+    if dropped != {entry["source"] for entry in receipt["dropped"]}:
+        wrong.append(f"the dropped tensors are {some(sorted(dropped))}, others are noted")
+    if receipt["params"] != (plan.params and plan.params.to_json()):
+        wrong.append("the parameters are not those of the source")
+    return wrong
 
 
 def _check_structure(found: Checkpoint) -> Check:
@@ -50,12 +86,13 @@ def _check_structure(found: Checkpoint) -> Check:
         name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name)
     )
     detail = f"{len(stored)} tensors with the receipt's names, shapes and dtypes"
+    reasons = [problem.message for problem in found.faults]
+    reasons += stated_otherwise(found, LlamaParams.from_json(found.receipt["params"]))
     if wrong:
-        detail = f"{len(wrong)} tensors are not as the receipt has them: {some(wrong)}"
-    if found.errors:
-        detail = "; ".join(problem.message for problem in found.errors[:3])
-    ok = not wrong and not found.errors
-    return Check("structure", ok, float(max(len(wrong), len(found.errors))), None, detail)
+        reasons.append(f"{len(wrong)} tensors are not as the receipt has them: {some(wrong)}")
+    if reasons:
+        detail = "; ".join(reasons[:3])
+    return Check("structure", not reasons, float(max(len(wrong), len(reasons))), None, detail)
 
 
 def _check_digests(found: Checkpoint, progress: Progress) -> Check:

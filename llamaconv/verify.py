@@ -1,6 +1,7 @@
 """Checks that can fail: is the target what the source says, in every bit and in meaning?
 
-- structure: torch's own loader opens the target; names, shapes and dtypes are the plan's;
+- structure: torch's own loader opens the target; names, shapes and dtypes are the plan's, and
+  what stands beside the weights (config.json, params.json) says the plan's parameters;
 - bits: every element against the source, read by the safetensors library and placed by index
   arithmetic, which shares no code with the engine;
 - rotated scores: q and k of every layer give the same attention scores at distances above 0,
@@ -16,6 +17,7 @@ Memory stays bounded: tensors are compared a window of whole heads or of rows at
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 
 from llamaconv import keys, model
 from llamaconv.checks import Check, Verification
@@ -35,8 +36,10 @@ from llamaconv.plan import CHOICES, Plan, Target
 from llamaconv.planner import make_plan
 from llamaconv.problems import LlamaconvError, RefusedError, some
 from llamaconv.ranks import ALONE, OtherRankError, Ranks
+from llamaconv.receipt_check import check_receipt, history_otherwise
 from llamaconv.remote import refuse_remote
 from llamaconv.sample import held_out_text
+from llamaconv.stated import stated_otherwise
 
 # The reference forward holds both sides in float32.
 _FORWARD_BYTES = 64_000_000
@@ -46,8 +49,8 @@ _LOGIT_TOLERANCE = 1e-3
 
 # What torch, safetensors and the disk raise for a target that cannot be read back.
 _UNREADABLE = (
-    *(CheckpointException, SafetensorError, LlamaconvError),
-    *(OSError, RuntimeError, ValueError, KeyError),
+    *(SafetensorError, LlamaconvError, pickle.UnpicklingError),
+    *(OSError, RuntimeError, ValueError, LookupError, EOFError),
 )
 
 
@@ -79,7 +82,16 @@ def verify_checkpoint(
         opened = replace(opened, params=found.params)
     plan = make_plan(opened, wanted)
     plan.check()
-    return verify_plan(plan, Path(target), progress)
+    verification = verify_plan(plan, Path(target), progress)
+    if found.receipt is None or not verification.ok:
+        return verification
+    # What the target's own receipt says is compared as well, and heard of only where it is wrong.
+    wrong = [check.detail for check in check_receipt(found, progress) if not check.ok]
+    wrong = wrong or history_otherwise(found.receipt, plan)
+    if not wrong:
+        return verification
+    failed = Check("receipt", False, float(len(wrong)), None, "; ".join(wrong[:3]))
+    return replace(verification, checks=(*verification.checks, failed))
 
 
 def _wanted(target: Path, options: dict[str, Any]) -> Target:
@@ -117,7 +129,7 @@ def verify_plan(
     except OtherRankError:
         raise
     except _UNREADABLE as error:
-        said = {"unreadable": _reason(error)}
+        said = {"unreadable": _reason(error, plan, folder)}
     findings = ranks.together(said)
     for one in findings:
         if "unreadable" in one:
@@ -126,13 +138,21 @@ def verify_plan(
     comparison.merge(findings)
     checks = [structure, comparison.bits_check(), comparison.scores_check()]
     if max(plan.bytes_to_read, plan.bytes_to_write) <= _FORWARD_BYTES:
-        forward = _try_forward(plan, here, there) if ranks.first else []
+        forward = _try_forward(plan, folder, here, there) if ranks.first else []
         checks += [Check(**one) for one in ranks.from_first([asdict(one) for one in forward])]
     return Verification(tuple(checks), tuple(comparison.layers), tuple(comparison.tensors))
 
 
+def _reason(error: BaseException, plan: Plan, folder: Path) -> str:
+    """What to say of an error that a reader raised; those of libraries name no file."""
+    if isinstance(error, LlamaconvError):
+        return error.problems[0].message
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{plan.source.path} or {folder} cannot be read by others' readers ({reason})"
+
+
 def _check_structure(plan: Plan, target: Checkpoint) -> Check:
-    """Names, shapes and stored dtypes of the target, against the plan's."""
+    """Names, shapes and stored dtypes of the target, and its parameters, against the plan's."""
     wanted = {move.writes: (move.dtype, move.shape) for move in plan.written}
     stored = {name: (tensor.dtype, tensor.shape) for name, tensor in target.tensors.items()}
     wrong = [name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name)]
@@ -141,30 +161,27 @@ def _check_structure(plan: Plan, target: Checkpoint) -> Check:
     renamed = make_plan(plan.source, replace(plan.target, to="dcp", generation=other))
     yardstick = sum(move.writes not in stored for move in renamed.written)
     detail = f"{len(stored)} tensors with the plan's names, shapes and dtypes"
+    # A file that is damaged may still name every tensor.
+    reasons = [problem.message for problem in target.faults]
+    reasons += stated_otherwise(target, plan.params) if plan.params else []
     if wrong:
         shown = (
             f"{name}: {wanted.get(name)} expected, {stored.get(name)} found"
             for name in sorted(wrong)
         )
-        detail = f"{len(wrong)} tensors differ: {some(shown, 3)}"
-    if target.errors:
-        detail = "; ".join(problem.message for problem in target.errors[:3])
-    # A file that is damaged may still name every tensor.
-    ok = not wrong and not target.errors
-    value = float(max(len(wrong), len(target.errors)))
-    return Check("structure", ok, value, float(yardstick), detail)
+        reasons.append(f"{len(wrong)} tensors differ: {some(shown, 3)}")
+    if reasons:
+        detail = "; ".join(reasons[:3])
+    value = float(max(len(wrong), len(reasons)))
+    return Check("structure", not reasons, value, float(yardstick), detail)
 
 
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _try_forward(plan: Plan, here: Oracle, there: Oracle) -> list[Check]:
+def _try_forward(plan: Plan, folder: Path, here: Oracle, there: Oracle) -> list[Check]:
     """`_check_forward`, or one check that failed, where a side can no longer be read."""
     try:
         return _check_forward(plan, here, there)
     except _UNREADABLE as error:
-        return [Check("logits", False, float("inf"), None, _reason(error))]
+        return [Check("logits", False, float("inf"), None, _reason(error, plan, folder))]
 
 
 def _check_forward(plan: Plan, here: Oracle, there: Oracle) -> list[Check]:

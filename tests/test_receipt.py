@@ -1,8 +1,10 @@
 """The receipt: what it carries, and what it refuses to be."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 import pytest
@@ -60,4 +62,31 @@ def test_one_with_a_layout_that_is_none_is_refused(
     entries["target"]["rope"] = "sideways"
     path.write_text(json.dumps(entries))
     with pytest.raises(RefusedError, match="sideways"):
+        receipt.read(target)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda r: r["target"].update(shards="3"), "target/shards is '3'; a whole number"),
+        (lambda r: r["target"].update(shards=True), "target/shards is True; a whole number"),
+        (lambda r: r["tensors"][7].pop("digests"), "tensors/7/digests is absent"),
+        (lambda r: r["tensors"][7]["shape"].append(1.5), "tensors/7/shape/2 is 1.5"),
+        (lambda r: r.update(tensors={}), "tensors is {}; a list was expected"),
+        (lambda r: r.update(source=None), "source is None; an object was expected"),
+        (lambda r: r["params"].update(dim=0), "dim is 0; a positive whole number"),
+        (lambda r: r["params"].update(n_layers=10**9), "no Llama has more than 1024"),
+        (lambda r: r["params"].update(rope_theta=float("nan")), "rope_theta is nan"),
+        (lambda r: r["params"].update(n_kv_heads=3), "share kv heads in equal groups"),
+        (lambda r: r["params"].update(tied=1), "tied is 1"),
+        (lambda r: r["params"].update(rope_scaling={"factor": 8.0}), "missing 3 required"),
+        (lambda r: r["params"].update(colour=8.0), "colour"),
+    ],
+)
+def test_one_with_an_entry_of_another_type_is_refused_by_its_name(
+    source: Path, convert: Callable[..., Conversion], edit: Callable[[Any], Any], said: str
+) -> None:
+    target = convert(source, verified=False).target
+    checkpoints.edit_json(target / "llamaconv.json", edit)
+    with pytest.raises(RefusedError, match=re.escape(said)):
         receipt.read(target)

@@ -200,10 +200,9 @@ class _Opener:
                 Problem(f"{self.folder}: the copies of {name} are of different lengths", (name,))
             )
             return
-        if parts[0].dtype in WEIGHT_DTYPES and (
-            apart := max(_apart(parts[0], other) for other in parts[1:])
-        ):
-            self.apart[name] = apart
+        others = [part for part in parts[1:] if not same_bytes(parts[0], part)]
+        if parts[0].dtype in WEIGHT_DTYPES and others:
+            self.apart[name] = max(_apart(parts[0], other) for other in others)
 
     def _report_norms(self) -> None:
         name, largest = max(self.apart.items(), key=lambda item: item[1])
@@ -211,7 +210,8 @@ class _Opener:
             f"{self.folder}: {len(self.apart)} norms differ between the files, by {largest:.2g} at "
             f"most ({name}); "
         )
-        if largest > NORM_TOLERANCE:
+        # nan is not within the tolerance.
+        if not largest <= NORM_TOLERANCE:
             self.problems.append(
                 Problem(
                     f"{message}above {NORM_TOLERANCE:g} the files are of different models",

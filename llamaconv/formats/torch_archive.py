@@ -102,10 +102,10 @@ class Archive:
             raise ValueError("its rows are not contiguous; save it again with .contiguous()")
         begin, n_bytes = first * DTYPE_BYTES[dtype], prod(shape) * DTYPE_BYTES[dtype]
         at, there = self._place(f"{self._top}data/{key}")
-        if begin + n_bytes > n_stored * item or n_stored * item > there:
+        if begin + n_bytes > n_stored * item or n_stored * item != there:
             raise ValueError(
-                f"{begin + n_bytes} bytes of its storage are needed, {there} are there; the file "
-                "is damaged"
+                f"its storage has {there} bytes, {max(begin + n_bytes, n_stored * item)} were "
+                "expected; the file is damaged"
             )
         return Stored(dtype, shape, self._start + at + begin)
 
