@@ -11,13 +11,10 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from llamaconv.formats.dcp_metadata import read_metadata
@@ -142,22 +139,19 @@ def oracle(checkpoint: Checkpoint) -> Oracle:
     return SafetensorsOracle(checkpoint)
 
 
-class _GuardedReader(FileSystemReader):
-    """Torch's own, which does whatever `.metadata` says: looked at anew each time before it does."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        read_metadata(Path(self.path))
-        return super().read_metadata(*args, **kwargs)
-
-
 def load_dcp(folder: Path, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
-    """``tensors`` of the checkpoint in ``folder``, whole, through `dcp.load`."""
+    """``tensors`` of the checkpoint in ``folder``, whole, through `dcp.load`.
+
+    Raises `RefusedError` where its metadata is none.
+    """
     state = {
         tensor.name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
         for tensor in tensors
     }
     if state:
+        # Torch does whatever it says; it may have been exchanged since the checkpoint was opened.
+        read_metadata(folder)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.distributed is disabled")
-            dcp_load(state, storage_reader=_GuardedReader(folder), no_dist=True)
+            dcp_load(state, checkpoint_id=folder, no_dist=True)
     return state

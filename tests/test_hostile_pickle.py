@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from llamaconv import RefusedError, make_plan, open_checkpoint
 from llamaconv.formats import plain_pickle
+from llamaconv.oracles import load_dcp
 from llamaconv.pieces import PieceReader
 from llamaconv.torch_rows import read_rows
 
@@ -148,6 +149,18 @@ def try_live(run: Callable[[], object]) -> None:
             run()
         except Exception as error:
             print(type(error).__name__, error)
+
+
+def test_torch_does_not_see_metadata_that_was_exchanged_since_it_was_opened(
+    tmp_path: Path, trace: Path
+) -> None:
+    opened = open_checkpoint(write(tmp_path / "dcp"))
+    tensors = list(opened.tensors.values())
+    assert load_dcp(tmp_path / "dcp", tensors)[NAME].tolist() == [1, 1]
+    (tmp_path / "dcp" / ".metadata").write_bytes(runs(trace)["os.system, protocol 4"])
+    with pytest.raises(RefusedError, match="asks for posix"):
+        load_dcp(tmp_path / "dcp", tensors)
+    assert not trace.exists()
 
 
 @pytest.mark.parametrize("target", [dcp.Metadata, type(Path())])
