@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -197,8 +196,15 @@ class _Reader(FileSystemReader):
         return self._metadata
 
 
+def load_dcp(folder: Path, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
+    """``tensors`` of the checkpoint in ``folder``, whole, through `dcp.load`.
+
+    Raises `RefusedError` where its metadata is none, `FailedError` where torch fails, ``OSError``.
+    """
+    return _load(_Reader(folder), tensors)
+
+
 def _load(reader: _Reader, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
-    """``tensors``, whole, through `dcp.load`. Raises `FailedError` where that fails, ``OSError``."""
     state = {
         tensor.name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
         for tensor in tensors

@@ -7,6 +7,7 @@ from pathlib import Path
 import checkpoints
 import pytest
 import torch
+from test_imports import imported_by
 from torch.distributed.checkpoint import save
 
 from llamaconv import RefusedError, Target, make_plan, open_checkpoint
@@ -25,6 +26,13 @@ def test_our_target_opens_with_its_generation_layout_and_parameters(
         assert checkpoint.rope == layout
         assert checkpoint.params == done.plan.params
         assert checkpoint.total_bytes == open_checkpoint(source).total_bytes
+
+
+def test_one_is_opened_without_torch(source: Path, convert: Callable[..., Conversion]) -> None:
+    for to in ("dcp", "meta"):
+        target = convert(source, name=to, to=to, verified=False).target
+        look = f"import llamaconv; llamaconv.open_checkpoint({str(target)!r})"
+        assert ("torch" in imported_by(look)) == (to == "meta"), "Meta's norms are compared by it"
 
 
 def test_bytes_of_what_torch_saved_are_where_we_say(tmp_path: Path) -> None:

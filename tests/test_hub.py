@@ -287,6 +287,12 @@ def answers(status: int, on: str = "/resolve/", times: int = 1 << 30, **given: A
     return misbehave
 
 
+def listed(file: dict[str, Any]) -> Misbehave:
+    """A server that lists one file of any name and size."""
+    body = json.dumps({"id": "org/model", "sha": "0" * 40, "siblings": [file]}).encode()
+    return answers(200, body=body, on="/api/")
+
+
 @pytest.mark.parametrize(
     ("misbehave", "words"),
     [
@@ -307,6 +313,12 @@ def answers(status: int, on: str = "/resolve/", times: int = 1 << 30, **given: A
         (answers(200, body=b"<html>hotel", on="/api/"), ["not as the Hub does", "HF_ENDPOINT"]),
         (answers(200, body=b"[]", on="/api/"), ["not as the Hub does"]),
         (answers(200, body=b'{"id": "x", "siblings": []}', on="/api/"), ["not as the Hub does"]),
+        (listed({"rfilename": 3, "size": 1}), ["not as the Hub does"]),
+        (listed({"rfilename": ["a"], "size": 1}), ["not as the Hub does"]),
+        (listed({"rfilename": "model.safetensors", "size": -1}), ["not as the Hub does"]),
+        (listed({"rfilename": "model.safetensors", "size": True}), ["not as the Hub does"]),
+        (listed({"rfilename": "../../x\x1b[2J.safetensors", "size": 1}), ["is no checkpoint"]),
+        (listed({"rfilename": "/etc/x.safetensors", "size": 1}), ["is no checkpoint"]),
         (answers(302, location="/api/models/org/model", on="/api/"), ["no connection"]),
         (answers(302, location="http://127.0.0.1:9/x"), ["no connection to 127.0.0.1:9 ("]),
         (answers(206, body=b"{}", on="/cdn/"), ["sent 2 bytes of", "try again"]),

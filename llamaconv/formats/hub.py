@@ -214,7 +214,7 @@ def _listed(info: ModelInfo) -> tuple[str, dict[str, int]]:
         raise ValueError("no commit")
     files: dict[str, int] = {}
     for file in info.siblings or []:
-        if type(file.size) is not int or file.size < 0:
-            raise ValueError("no size")
+        if type(file.size) is not int or file.size < 0 or type(file.rfilename) is not str:
+            raise ValueError("no name or no size")
         files[file.rfilename] = file.size
     return info.sha, files
