@@ -21,7 +21,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import KINDS, Fault, Run, Scene, Server, content, repeats, seed, some_steps, tiny
+from faults import (
+    KINDS,
+    PARTIAL,
+    Fault,
+    Run,
+    Scene,
+    Server,
+    content,
+    repeats,
+    seed,
+    some_steps,
+    tiny,
+)
 
 from llamaconv.problems import LlamaconvError
 from llamaconv.receipt_check import verify_receipt
@@ -34,6 +46,7 @@ REMOVING = (
     "staging removes the old target unlocked, under a name that the next conversion takes over: "
     "that one's finished target is emptied"
 )
+OPENING = "staging fails (status 1) where its new folder took another's target's name meanwhile"
 LINK = "staging follows a link called TARGET.llamaconv-partial, and empties what it leads to"
 
 Scenes = Callable[[bool], Scene]
@@ -120,29 +133,54 @@ def test_one_stands_still_at_a_step_while_another_runs(
         if call.startswith("rename") and call.endswith("/target")
     )
     first, last = (placed, len(steps)) if after else (0, placed)
-    chosen = [first + n for n in some_steps(steps[first:last], 4, random.Random(seed()))]
+    chosen = {first + n for n in some_steps(steps[first:last], 3, random.Random(seed()))}
+    # Where two are most likely to meet, always; but for one step, which has a test of its own.
+    meets = [n for n, call in enumerate(steps, 1) if call.split(" ")[0] in ("mkdir", "flock")]
+    chosen |= {n for n in meets if first < n <= last}
+    chosen.discard(step_of_opening(steps))
     wrong = []
-    for at in chosen:
-        here.reset()
-        process = here.start(Fault("stop", at, only="/target"))
-        assert here.server.wait(process).status is None
-        other = here.server.run([*here.arguments, *OTHER], here.root)
-        go_on(process)
-        one = here.server.wait(process)
-        try:
-            here.check_folders()
-            assert here.found in [here.new, *here.others]
-            assert not here.partial.exists()
-            assert 0 in (one.status, other.status), "both were refused"
-            for run in (one, other):
-                if run.status:
-                    check_refused(run)
-        except AssertionError as error:
-            call = one.fired[0].replace(str(here.root), "")
-            reason = str(error).split("\n", 1)[0]
-            wrong.append(f"{at} ({call}), {one.status} and {other.status}: {reason}")
+    for at in sorted(chosen):
+        if reason := meeting(here, at, with_old):
+            wrong.append(reason)
     print(f"{len(chosen)} of {last - first} steps")
     assert not wrong, f"{len(wrong)} of {len(chosen)} steps:\n" + "\n".join(wrong)
+
+
+@pytest.mark.xfail(reason=OPENING)
+def test_one_stands_still_between_making_the_folder_and_opening_it(scene: Scenes) -> None:
+    here = scene(False)
+    assert not meeting(here, step_of_opening(here.steps(KINDS, only="/target")), False)
+
+
+def step_of_opening(steps: list[str]) -> int:
+    return next(
+        n for n, call in enumerate(steps, 1) if call.startswith("open") and call.endswith(PARTIAL)
+    )
+
+
+def meeting(here: Scene, at: int, with_old: bool) -> str:
+    """One stops before its step ``at``, another runs, the first goes on: what was wrong, if any."""
+    here.reset()
+    process = here.start(Fault("stop", at, only="/target"))
+    assert here.server.wait(process).status is None
+    other = here.server.run([*here.arguments, *OTHER], here.root)
+    go_on(process)
+    one = here.server.wait(process)
+    won = (one.status, other.status).count(0)
+    try:
+        here.check_folders()
+        assert here.found in [here.new, *here.others], "no whole target"
+        assert not here.partial.exists(), "a partial folder is left"
+        assert won, "both were refused"
+        assert with_old or won == 1, "one wrote over the other unasked"
+        for run in (one, other):
+            if run.status:
+                check_refused(run)
+    except AssertionError as error:
+        call = one.fired[0].replace(str(here.root), "")
+        reason = str(error).split("\n", 1)[0]
+        return f"{at} ({call}), {one.status} and {other.status}: {reason}"
+    return ""
 
 
 def test_a_target_that_a_living_process_fills_is_refused(scene: Scenes) -> None:
