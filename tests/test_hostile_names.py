@@ -388,7 +388,7 @@ def test_what_a_receipt_says_is_text(tmp_path: Path, capfd: pytest.CaptureFixtur
     ).target
     evil = "".join(NAMES)
     content = json.loads((target / "llamaconv.json").read_text())
-    content["source"] |= {"path": evil, "format": evil, "rope": evil, "assets": evil}
+    content["source"] |= {"path": evil, "format": evil, "assets": evil}
     content["created"] = evil
     content["tensors"][0] |= {"source": evil, "target": evil, "operation": evil, "digests": [evil]}
     content["versions"] = {evil: evil}

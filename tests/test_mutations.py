@@ -36,7 +36,7 @@ from llamaconv.receipt import NAME
 from llamaconv.receipt_check import verify_receipt
 from llamaconv.threads import one_thread
 
-HOW_MANY = int(os.environ.get("LLAMACONV_MUTATIONS", "50"))
+HOW_MANY = int(os.environ.get("LLAMACONV_MUTATIONS", "100"))
 SEED = int(os.environ.get("LLAMACONV_SEED", "0"))
 
 # 6 heads and 2 kv heads of 8; every tensor with values of its own.

@@ -90,7 +90,7 @@ def test_a_local_header_that_is_not_where_the_directory_says(tmp_path: Path) -> 
     (tmp_path / "file").write_bytes(content)
     with (
         open(tmp_path / "file", "rb") as file,
-        pytest.raises(ValueError, match=r"record \w+/data\.pkl is damaged"),
+        pytest.raises(ValueError, match=r"record \w+/data\.pkl is not where its directory says"),
     ):
         Archive(file, 0, len(content))
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 from llamaconv.files import open_file
-from llamaconv.formats.plain_pickle import ForeignError, Made, Named, read
+from llamaconv.formats.plain_pickle import Bytes, ForeignError, Made, Named, read
 from llamaconv.pieces import DTYPE_BYTES
 from llamaconv.problems import RefusedError
 
@@ -100,7 +100,7 @@ def read_metadata(folder: Path) -> Metadata:
             n_bytes = os.fstat(file.fileno()).st_size
             if not 0 < n_bytes <= _MOST_BYTES:
                 raise ValueError(f"it has {n_bytes} bytes")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, _uncollected():
+            with _content(file) as content, _uncollected():
                 return _metadata(read(content, _ADMITTED))
     except FileNotFoundError as error:
         raise RefusedError(
@@ -115,6 +115,18 @@ def read_metadata(folder: Path) -> Metadata:
         ) from None
     except ValueError as error:
         raise RefusedError(f"{path}: holds no checkpoint metadata: {error}") from error
+
+
+@contextmanager
+def _content(file: BinaryIO) -> Iterator[Bytes]:
+    """The bytes of ``file``: mapped, or read where the filesystem cannot map files."""
+    try:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError:
+        yield file.read()
+        return
+    with content:
+        yield content
 
 
 @contextmanager

@@ -112,7 +112,7 @@ class Archive:
     # The directory of the archive, which stands at its end.
 
     def _directory(self) -> Iterator[tuple[str, int, int]]:
-        """Name, place of the local header and length of each record, as the directory has them."""
+        """Name, place and length in bytes of each record."""
         count, n_bytes, at = self._end()
         if n_bytes > _MOST_DIRECTORY_BYTES:
             raise ValueError(f"its directory would have {n_bytes} bytes")
@@ -122,10 +122,10 @@ class Archive:
             if place + _ENTRY.size > len(directory):
                 raise ValueError("its directory is damaged")
             fields = _ENTRY.unpack_from(directory, place)
-            mark, flags, method, packed, whole, n_name, n_extra, n_comment, header = fields
+            mark, flags, method, packed, whole, n_name, n_extra, n_comment, disk, header = fields
             name_at, extra_at = place + _ENTRY.size, place + _ENTRY.size + n_name
             place = extra_at + n_extra + n_comment
-            if mark != b"PK\x01\x02" or place > len(directory):
+            if mark != b"PK\x01\x02" or disk or place > len(directory):
                 raise ValueError("its directory is damaged")
             whole, packed, header = _long(
                 (whole, packed, header), directory[extra_at : extra_at + n_extra]
@@ -136,8 +136,11 @@ class Archive:
             if name in names:
                 raise ValueError(f"its record {name} is there twice")
             names.add(name)
-            spans.append((header, header + whole))
-            yield name, header, whole
+            begin = self._begin(header, flags, directory[name_at:extra_at])
+            if begin + whole > at:
+                raise ValueError(f"its record {name} is damaged")
+            spans.append((header, begin + whole))
+            yield name, begin, whole
         _check_apart(spans)
 
     def _end(self) -> tuple[int, int, int]:
@@ -153,16 +156,22 @@ class Archive:
                 raise ValueError("its end is not that of an archive")
         return count, n_bytes, at
 
+    def _begin(self, header: int, flags: int, name: bytes) -> int:
+        """Where the bytes of a record begin, after the header of its own.
+
+        That is read by some readers in the place of the directory, so the two have to agree.
+        """
+        start = self._read(header, _LOCAL.size + len(name))
+        *said, n_extra = _LOCAL.unpack_from(start)
+        if said != [b"PK\x03\x04", flags, 0, len(name)] or start[_LOCAL.size :] != name:
+            raise ValueError(f"its record {name.decode()} is not where its directory says")
+        return header + len(start) + n_extra
+
     def _place(self, name: str) -> tuple[int, int]:
-        """Where the bytes of a record begin, after its local header, and how many there are."""
+        """Where the bytes of a record begin, and how many there are."""
         if name not in self._records:
             raise ValueError("its storage is not in the file")
-        header, n_bytes = self._records[name]
-        mark, n_name, n_extra = _LOCAL.unpack(self._read(header, _LOCAL.size))
-        at = header + _LOCAL.size + n_name + n_extra
-        if mark != b"PK\x03\x04" or at + n_bytes > self._length:
-            raise ValueError(f"its record {name} is damaged")
-        return at, n_bytes
+        return self._records[name]
 
     def _whole(self, name: str, most: int) -> bytes:
         at, n_bytes = self._place(name)
@@ -173,15 +182,18 @@ class Archive:
     def _read(self, at: int, n_bytes: int) -> bytes:
         if not 0 <= at <= at + n_bytes <= self._length:
             raise ValueError("it ends early")
-        content = os.pread(self._descriptor, n_bytes, self._start + at)
-        if len(content) != n_bytes:
-            raise ValueError("it ends early")
+        content = b""
+        while len(content) < n_bytes:
+            left, place = n_bytes - len(content), self._start + at + len(content)
+            if not (got := os.pread(self._descriptor, left, place)):
+                raise ValueError("it ends early")
+            content += got
         return content
 
 
 # Of https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7 to 4.3.16; x is passed over.
-_LOCAL = struct.Struct("<4s22xHH")
-_ENTRY = struct.Struct("<4s4xHH8xIIHHH8xI")
+_LOCAL = struct.Struct("<4s2xHH16xHH")
+_ENTRY = struct.Struct("<4s4xHH8xIIHHHH6xI")
 _END = struct.Struct("<4s6xHIIH")
 _LOCATOR = struct.Struct("<4s4xQ4x")
 _END_64 = struct.Struct("<4s28xQQQ")
