@@ -521,7 +521,7 @@ ARCHIVES: dict[str, tuple[bytes, str]] = {
     "other lengths": (archive(GOOD, file_size=9), "is compressed"),
     "beyond the file": (archive(GOOD, file_size=2**40, compress_size=2**40), "is damaged"),
     "at no place": (archive(GOOD, header_offset=2**40), "ends early"),
-    "over one another": (overlapping(), "lie over one another"),
+    "over one another": (overlapping(), "is not where its directory says"),
     "a name twice": (twice(), "is there twice"),
     "two pickles": (
         archive({**GOOD, "../archive2/data.pkl": b"x", "x/data.pkl": b"y"}),

@@ -104,8 +104,8 @@ class Archive:
         at, there = self._place(f"{self._top}data/{key}")
         if begin + n_bytes > n_stored * item or n_stored * item != there:
             raise ValueError(
-                f"its storage has {there} bytes, {max(begin + n_bytes, n_stored * item)} were "
-                "expected; the file is damaged"
+                f"{max(begin + n_bytes, n_stored * item)} bytes of its storage are needed, {there} "
+                "are there; the file is damaged"
             )
         return Stored(dtype, shape, self._start + at + begin)
 
@@ -122,10 +122,13 @@ class Archive:
             if place + _ENTRY.size > len(directory):
                 raise ValueError("its directory is damaged")
             fields = _ENTRY.unpack_from(directory, place)
-            mark, flags, method, packed, whole, n_name, n_extra, n_comment, disk, header = fields
+            mark, flags, method, packed, whole, n_name, n_extra, n_comment, *rest = fields
+            disk, attributes, header = rest
             name_at, extra_at = place + _ENTRY.size, place + _ENTRY.size + n_name
             place = extra_at + n_extra + n_comment
-            if mark != b"PK\x01\x02" or disk or place > len(directory):
+            # A record that is marked as a folder would be read as empty.
+            odd = disk or attributes & _IS_FOLDER
+            if mark != b"PK\x01\x02" or odd or place > len(directory):
                 raise ValueError("its directory is damaged")
             whole, packed, header = _long(
                 (whole, packed, header), directory[extra_at : extra_at + n_extra]
@@ -162,10 +165,11 @@ class Archive:
         That is read by some readers in the place of the directory, so the two have to agree.
         """
         start = self._read(header, _LOCAL.size + len(name))
-        *said, n_extra = _LOCAL.unpack_from(start)
-        if said != [b"PK\x03\x04", flags, 0, len(name)] or start[_LOCAL.size :] != name:
+        mark, *said, n_name, n_extra = _LOCAL.unpack_from(start)
+        same = mark == b"PK\x03\x04" and said == [flags, 0] and n_name == len(name)
+        if not same or start[_LOCAL.size :] != name:
             raise ValueError(f"its record {name.decode()} is not where its directory says")
-        return header + len(start) + n_extra
+        return header + len(start) + int(n_extra)
 
     def _place(self, name: str) -> tuple[int, int]:
         """Where the bytes of a record begin, and how many there are."""
@@ -192,8 +196,9 @@ class Archive:
 
 
 # Of https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7 to 4.3.16; x is passed over.
+_IS_FOLDER = 0x10
 _LOCAL = struct.Struct("<4s2xHH16xHH")
-_ENTRY = struct.Struct("<4s4xHH8xIIHHHH6xI")
+_ENTRY = struct.Struct("<4s4xHH8xIIHHHH2xII")
 _END = struct.Struct("<4s6xHIIH")
 _LOCATOR = struct.Struct("<4s4xQ4x")
 _END_64 = struct.Struct("<4s28xQQQ")
