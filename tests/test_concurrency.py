@@ -170,7 +170,8 @@ def meeting(here: Scene, at: int, with_old: bool) -> str:
     try:
         here.check_folders()
         assert here.found in [here.new, *here.others], "no whole target"
-        assert not here.partial.exists(), "a partial folder is left"
+        left = list(here.partial.iterdir()) if here.partial.exists() else []
+        assert not left, "a partial folder is left, with files"
         assert won, "both were refused"
         assert with_old or won == 1, "one wrote over the other unasked"
         for run in (one, other):
