@@ -62,7 +62,7 @@ class Receipt:
         verdict = (
             "not run" if self.verified is None else "passed" if self.verified["ok"] else "FAILED"
         )
-        digest = self.tensors[0]["digests"][0] if self.tensors else ""
+        digest = next((digest for one in self.tensors for digest in one["digests"]), "")
         rows = [
             ("source", f"{Path(self.source['path']).name} ({self.source['format']})"),
             ("rows of q and k", f"{self.source['rope']} → {self.target['rope']}"),

@@ -171,10 +171,15 @@ def payload_offset(
         inside, length = records(file, place.offset, place.length)["data/0"]
         with torch.serialization.skip_data():
             tensor = torch.load(view, weights_only=True)
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        reason = str(error).split("\n", maxsplit=1)[0]
         raise ValueError(
-            f"its entry in {place.relative_path} is damaged and cannot be read: {error}"
+            f"its entry in {place.relative_path} is damaged and cannot be read: {reason}"
         ) from error
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(
+            f"its entry in {place.relative_path} is damaged: it holds {type(tensor).__name__}"
+        )
     if tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype or not tensor.is_contiguous():
         raise ValueError(
             f"its entry in {place.relative_path} holds {list(tensor.shape)} {tensor.dtype}, "

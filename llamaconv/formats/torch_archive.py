@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import zipfile
 from typing import IO, BinaryIO, cast
 
 _LOCAL_HEADER = 30
+# What a damaged directory leads zipfile to.
+_DAMAGED = (
+    *(zipfile.BadZipFile, OSError, NotImplementedError, OverflowError),
+    *(UnicodeDecodeError, struct.error),
+)
 
 
 def records(
@@ -28,8 +34,7 @@ def records(
     try:
         with zipfile.ZipFile(part) as archive:
             return _records(part, archive)
-    # What a damaged directory leads zipfile to (NotImplementedError: a newer kind of zip).
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"its archive is damaged: {error}") from error
 
 
