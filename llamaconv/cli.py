@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -42,12 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.run is not _convert and os.environ.get("RANK", "0") != "0":
         return 0  # only a conversion is shared between torchrun's ranks; rank 0 does the others
     # A polite kill is an interruption: clean up, say so, 130.
+    _interrupted.clear()
     for number in _INTERRUPTIONS:
         signal.signal(number, _interrupt)
     try:
         options.run(options)
         return 0
     except (RefusedError, FailedError) as error:
+        if _interrupted.is_set():  # and a library has made another error of it
+            return _end_interrupted(options, error)
         if os.environ.get("LLAMACONV_DEBUG") == "1":
             raise
         if not options.silent:
@@ -57,10 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _print_json({"ok": False, "problems": [p.message for p in error.problems]})
         return error.status
     except KeyboardInterrupt as error:
-        if not options.silent:
-            print(f"error: {INTERRUPTED}", file=sys.stderr)
-            _say_notes(error)
-        return 130
+        return _end_interrupted(options, error)
     except BrokenPipeError:
         # The reader of our output has gone (| head); there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 _INTERRUPTIONS = signal.SIGINT, signal.SIGTERM
+_interrupted = threading.Event()
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -81,7 +83,15 @@ def _interrupt(number: int, frame: object) -> None:
     # SIG_IGN: Python complains of a signal that came before it was ignored.)
     for one in _INTERRUPTIONS:
         signal.signal(one, lambda number, frame: None)
+    _interrupted.set()
     raise KeyboardInterrupt
+
+
+def _end_interrupted(options: argparse.Namespace, error: BaseException) -> int:
+    if not options.silent:
+        print(f"error: {INTERRUPTED}", file=sys.stderr)
+        _say_notes(error)
+    return 130
 
 
 _FOLDER = "a folder, or one file"

@@ -7,13 +7,12 @@ of every piece, so that a folder can be understood and checked months later.
 from __future__ import annotations
 
 import json
-import os
 import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llamaconv.files import read_json
+from llamaconv.files import read_json, write_text
 from llamaconv.params import LlamaParams
 from llamaconv.problems import Problem, RefusedError, or_problems
 from llamaconv.tables import Table
@@ -63,7 +62,7 @@ class Receipt:
         verdict = (
             "not run" if self.verified is None else "passed" if self.verified["ok"] else "FAILED"
         )
-        digest = self.tensors[0]["digests"][0] if self.tensors else ""
+        digest = next((digest for one in self.tensors for digest in one["digests"]), "")
         rows = [
             ("source", f"{Path(self.source['path']).name} ({self.source['format']})"),
             ("rows of q and k", f"{self.source['rope']} → {self.target['rope']}"),
@@ -81,11 +80,7 @@ class Receipt:
 
 def write(folder: Path, receipt: Receipt) -> None:
     text = json.dumps(receipt.to_json(), indent=1, ensure_ascii=True)
-    with open(folder / NAME, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        # After a power failure a target without it would not know how its rows lie.
-        os.fsync(file.fileno())
+    write_text(folder / NAME, text + "\n")
 
 
 def try_read(folder: Path, problems: list[Problem]) -> Receipt | None:

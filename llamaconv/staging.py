@@ -18,7 +18,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llamaconv import journal
@@ -28,6 +28,7 @@ from llamaconv.ranks import ALONE, Ranks
 from llamaconv.tables import size
 
 SUFFIX = ".llamaconv-partial"
+_TRIES = 100
 _RECEIPT, _METADATA = "llamaconv.json", ".metadata"
 # What a checkpoint of ours consists of, beside weights; a folder with anything else is not
 # replaced.
@@ -122,33 +123,78 @@ def _made(target: Path, overwrite: bool, fingerprint: str, ranks: Ranks) -> Iter
         yield partial
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial.mkdir(exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
+    lock = _lock(target, partial)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RefusedError(
-                f"{target}: another conversion is writing to it at this moment ({partial.name})"
-            ) from None
-        # Another process may have finished between the look at the target and the lock.
-        _check_existing(target, overwrite)
-        if not partial.exists() or not os.path.samestat(os.fstat(lock), os.stat(partial)):
-            raise RefusedError(
-                f"{target}: another conversion to it ended at this moment; look again"
-            )
+        _check_again(target, overwrite, partial)
         try:
             journal.keep(partial, fingerprint)
             yield partial
             journal.remove(partial / journal.FOLDER)
             os.fsync(lock)
-            _put_in_place(partial, target)
-            _sync_folder(target.parent)
+            with _old_locked(target):
+                old = _put_in_place(partial, target)
+                _finish(old, target)
         except BaseException as error:
             _end_early(partial, fingerprint, error)
             raise
     finally:
         os.close(lock)
+
+
+def _lock(target: Path, partial: Path) -> int:
+    """A descriptor of the folder ``partial``, made if need be, locked until it is closed."""
+    for _ in range(_TRIES):
+        try:
+            partial.mkdir(exist_ok=True)
+            # What a link leads to is not ours to clear.
+            lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue  # another conversion has just ended: the folder took its target's name
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ELOOP, errno.ENOTDIR):
+                raise RefusedError(
+                    f"{partial}: is a file or a link, where a folder for what is being written "
+                    "was expected; move it away, or choose another target"
+                ) from error
+            raise
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if partial.exists() and os.path.samestat(os.fstat(lock), os.lstat(partial)):
+                return lock
+        except BlockingIOError:
+            os.close(lock)
+            raise RefusedError(
+                f"{target}: another conversion is writing to it at this moment ({partial.name})"
+            ) from None
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+    raise RefusedError(f"{target}: other conversions to it end at this moment; look again")
+
+
+def _check_again(target: Path, overwrite: bool, partial: Path) -> None:
+    """Another process may have finished between the look at the target and the lock."""
+    try:
+        _check_existing(target, overwrite)
+    except RefusedError:
+        with suppress(OSError):
+            partial.rmdir()  # unless there is something in it
+        raise
+
+
+@contextmanager
+def _old_locked(target: Path) -> Iterator[None]:
+    """Locks what stands at ``target``: it is removed under the name that the next one fills."""
+    if not target.exists():
+        yield
+        return
+    old = os.open(target, os.O_RDONLY)
+    try:
+        fcntl.flock(old, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(old)
 
 
 def _check_shared(folder: Path, ranks: Ranks) -> None:
@@ -195,17 +241,31 @@ def _end_early(partial: Path, fingerprint: str, error: BaseException) -> None:
     )
 
 
-def _put_in_place(partial: Path, target: Path) -> None:
+def _put_in_place(partial: Path, target: Path) -> Path | None:
+    """Gives ``partial`` the name ``target``; the name of what stood there, if anything."""
     if not target.exists() or not os.listdir(target):
         os.rename(partial, target)
-        return
-    if not _exchange(partial, target):
-        old = target.with_name(target.name + ".llamaconv-old")
-        os.rename(target, old)
-        os.rename(partial, target)
-        shutil.rmtree(old)
-        return
-    shutil.rmtree(partial)
+        return None
+    if _exchange(partial, target):
+        return partial
+    old = target.with_name(target.name + ".llamaconv-old")
+    os.rename(target, old)
+    os.rename(partial, target)
+    return old
+
+
+def _finish(old: Path | None, target: Path) -> None:
+    """Removes ``old`` and sends the new name to the disk; it stands already, whatever happens."""
+    try:
+        if old is not None:
+            shutil.rmtree(old)
+        _sync_folder(target.parent)
+    except OSError as error:
+        left = f"; what is left of the old one is {old}" if old is not None and old.exists() else ""
+        raise FailedError(
+            f"{error.filename or target.parent}: {error.strerror or error}; {target} is the new one, "
+            f"complete{left}"
+        ) from error
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -110,27 +110,28 @@ def folder_in_place_of_a_file(folder: Path, data: DataObject) -> None:
 
 # JSON, at the level of its structure.
 
-_ODD: tuple[Any, ...] = (
+ODD: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2, 3, 8, 2**31, 2**63, 10**30, 0.5, 1e308, float("nan")),
     *(float("inf"), "", "x", "../x", "/etc/passwd", "a/b", "\0", "\ud800", "x" * 300),
     *([], [0], [[]], [1, -1], [2**62, 2**62], {}, {"a": 1}, {"rope_type": "llama3"}),
 )
-odd = st.one_of(st.sampled_from(_ODD), st.integers(-3, 300), st.text(max_size=4))
+odd = st.one_of(st.sampled_from(ODD), st.integers(-3, 300), st.text(max_size=4))
 
 
-def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to every value inside parsed JSON, itself first."""
     entries: Any = ()
     if isinstance(value, dict | list):
         entries = value.items() if isinstance(value, dict) else enumerate(value)
-    return [path, *(found for name, inside in entries for found in _paths(inside, (*path, name)))]
+    return [path, *(found for name, inside in entries for found in paths(inside, (*path, name)))]
 
 
 def mangle_value(value: Any, data: DataObject) -> Any:
     """One place of parsed JSON changed, taken out, renamed, or exchanged with another."""
-    paths = [path for path in _paths(value) if path]
-    if not paths:
+    places = [path for path in paths(value) if path]
+    if not places:
         return data.draw(odd)
-    path = data.draw(st.sampled_from(paths))
+    path = data.draw(st.sampled_from(places))
     parent = value
     for step in path[:-1]:
         parent = parent[step]

@@ -42,12 +42,6 @@ REFUSALS = ("another conversion is writing", "ended at this moment", "exists alr
 FIRST = Fault("stop", at=1)
 # The other conversion, by what it writes: the same names of files, other bytes.
 OTHER = ["--dtype", "float32"]
-REMOVING = (
-    "staging removes the old target unlocked, under a name that the next conversion takes over: "
-    "that one's finished target is emptied"
-)
-OPENING = "staging fails (status 1) where its new folder took another's target's name meanwhile"
-LINK = "staging follows a link called TARGET.llamaconv-partial, and empties what it leads to"
 
 Scenes = Callable[[bool], Scene]
 
@@ -113,9 +107,7 @@ def test_several_at_once(scene: Scenes, number: int, with_old: bool) -> None:
     [
         pytest.param(False, False, id="new"),
         pytest.param(True, False, id="over an old one"),
-        pytest.param(
-            True, True, id="old one being removed", marks=pytest.mark.xfail(reason=REMOVING)
-        ),
+        pytest.param(True, True, id="old one being removed"),
     ],
 )
 def test_one_stands_still_at_a_step_while_another_runs(
@@ -146,7 +138,6 @@ def test_one_stands_still_at_a_step_while_another_runs(
     assert not wrong, f"{len(wrong)} of {len(chosen)} steps:\n" + "\n".join(wrong)
 
 
-@pytest.mark.xfail(reason=OPENING)
 def test_one_stands_still_between_making_the_folder_and_opening_it(scene: Scenes) -> None:
     here = scene(False)
     assert not meeting(here, step_of_opening(here.steps(KINDS, only="/target")), False)
@@ -226,9 +217,7 @@ class TestWhatStandsInThePlaceOfThePartialFolder:
         finally:
             here.partial.unlink()
 
-    @pytest.mark.parametrize(
-        "to", [pytest.param("a folder", marks=pytest.mark.xfail(reason=LINK)), "nothing"]
-    )
+    @pytest.mark.parametrize("to", ["a folder", "nothing"])
     def test_a_link(self, scene: Scenes, tmp_path: Path, to: str) -> None:
         """Another's folder must not be emptied, nor the link take the target's name."""
         here = scene(True)

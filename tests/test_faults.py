@@ -39,11 +39,6 @@ FILES = tuple(kind for kind in KINDS if kind != "thread")
 MOVERS = ("write", "writev", "pwrite64", "pwritev64v2", "sendfile64", "copy_file_range")
 SYNCS = ("fsync", "fdatasync")
 
-_REASON = "staging or the writers have to sync params.json and the copies of tokenizers"
-SMALL_FILES_NOT_SYNCED = [
-    pytest.param(to, marks=pytest.mark.xfail(reason=_REASON)) for to in ("hf", "meta")
-]
-
 FAULTS = {
     "the disk fills up, and stays full": Fault("ENOSPC", kinds=WRITES, onwards=True),
     "no room, once": Fault("ENOSPC", kinds=WRITES),
@@ -108,7 +103,6 @@ def test_a_fault_at_a_step(scene: Scenes, what: str, to: str, with_old: bool) ->
     assert not wrong, f"{len(wrong)} of {len(chosen)} steps:\n" + "\n".join(wrong[:200])
 
 
-@pytest.mark.xfail(reason="staging says 'as it was before' of a target that has been replaced")
 def test_what_is_said_once_the_new_target_is_in_place(scene: Scenes) -> None:
     """The old one cannot be removed, or the folder above not be synced: true words, at least."""
     here = scene("dcp", True)
@@ -123,7 +117,6 @@ def test_what_is_said_once_the_new_target_is_in_place(scene: Scenes) -> None:
         assert "as it was before" not in run.said, run.fired
 
 
-@pytest.mark.xfail(reason="what starts the threads lets RuntimeError out: a traceback")
 def test_no_more_threads(scene: Scenes) -> None:
     """The system gives none (``ulimit -u``)."""
     here = scene("dcp", True)
@@ -167,7 +160,7 @@ def test_weights_that_never_reach_the_disk_fail_the_checks(scene: Scenes, to: st
         assert "error: check" in run.said
 
 
-@pytest.mark.parametrize("to", ["dcp", *SMALL_FILES_NOT_SYNCED])
+@pytest.mark.parametrize("to", TARGETS)
 def test_what_is_in_place_is_on_the_disk(scene: Scenes, to: str) -> None:
     """Each file is synced after its last write and before the folder takes its name."""
     here = scene(to, True)

@@ -122,7 +122,7 @@ def there_and_back(model: models.Model, options: dict[str, Any], place: Path) ->
     return f"{model.kind} to {to}"
 
 
-@settings(max_examples=EXAMPLES // 10 or 25, **COMMON)
+@settings(max_examples=EXAMPLES // 10 or 20, **COMMON)
 @given(model=models.models(), options=targets)
 def test_every_model_converts_in_every_direction_and_comes_back_to_the_bit(
     place: Path, model: models.Model, options: dict[str, Any]
@@ -214,7 +214,7 @@ def load_file(path: Path) -> dict[str, Tensor]:
     return dict(torch.load(path, weights_only=True))
 
 
-@settings(max_examples=EXAMPLES or 150, **COMMON)
+@settings(max_examples=EXAMPLES or 100, **COMMON)
 @given(
     model=models.models(),
     options=targets,

@@ -1,15 +1,19 @@
 """What ``test_fuzz`` and ``fuzz/readers.py`` found, one ordinary test each, made by code."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import checkpoints
 import pytest
+import test_torch_archive
 import torch
 from torch.distributed.checkpoint import save
 
-from llamaconv import FailedError, RefusedError, Target, make_plan, open_checkpoint
+from llamaconv import FailedError, RefusedError, Target, make_plan, open_checkpoint, receipt
+from llamaconv.convert import Conversion
 from llamaconv.formats.safetensors_header import parse_header
+from llamaconv.formats.torch_archive import records
 from llamaconv.oracles import load_dcp
 from llamaconv.pieces import TensorInfo
 
@@ -35,3 +39,39 @@ def test_the_cause_is_said_where_torchs_own_loader_fails(tmp_path: Path) -> None
     save({"norm.weight": torch.ones(3)}, checkpoint_id=tmp_path, no_dist=True)
     with pytest.raises(FailedError, match=r"torch's own loader fails on it \(.*other\.weight"):
         load_dcp(tmp_path, [TensorInfo("other.weight", "float32", (3,))])
+
+
+@pytest.mark.parametrize(
+    ("pickled", "said"),
+    [
+        (b"\x80\x02G\x00.", "cannot be read: unpack requires a buffer of 8 bytes"),
+        (b"\x80\x02N.", "it holds NoneType"),
+    ],
+)
+def test_an_entry_of_a_dcp_whose_pickle_ends_inside_a_number_or_is_of_no_tensor(
+    tmp_path: Path, pickled: bytes, said: str
+) -> None:
+    test_torch_archive.write_dcp(tmp_path, lambda entries: entries.update({"data.pkl": pickled}))
+    assert said in open_checkpoint(tmp_path).errors[0].message
+
+
+def test_a_receipt_without_a_digest_can_be_shown(
+    source: Path, convert: Callable[..., Conversion]
+) -> None:
+    entries = convert(source, verified=False).receipt.to_json()
+    entries["tensors"][0]["digests"] = []
+    assert "first digest" in str(receipt.from_json("x", entries))
+    entries["tensors"] = []
+    assert "0 written" in str(receipt.from_json("x", entries))
+
+
+def test_a_directory_of_an_archive_with_a_name_that_is_no_text(tmp_path: Path) -> None:
+    torch.save(torch.ones(3), tmp_path / "file")
+    content = bytearray((tmp_path / "file").read_bytes())
+    content[content.index(b"PK\x01\x02") + 46] = 0xBC
+    (tmp_path / "file").write_bytes(content)
+    with (
+        open(tmp_path / "file", "rb") as file,
+        pytest.raises(ValueError, match="its archive is damaged: 'utf-8' codec can't decode"),
+    ):
+        records(file)

@@ -60,7 +60,7 @@ ORDER = [
     "formats progress",
     "plan head assets index_diff browse",
     "planner staging preview agreement",
-    "checks oracles",
+    "checks oracles stated",
     "comparison",
     "receipt_check",
     "verify engine",

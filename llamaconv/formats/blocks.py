@@ -81,11 +81,12 @@ def _write_mine(
             return file.write(output)
 
     with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(write, file) for file in files]
-        waited: list[Future[Any]] = list(jobs)
-        if 0 < len(files) < workers:
-            waited.append(pool.submit(_settle, [folder / file.name for file in files], jobs, stop))
         try:
+            jobs = [_submit(pool, write, file) for file in files]
+            waited: list[Future[Any]] = list(jobs)
+            if 0 < len(files) < workers:
+                paths = [folder / file.name for file in files]
+                waited.append(_submit(pool, _settle, paths, jobs, stop))
             for job in wait(waited, return_when=FIRST_EXCEPTION).done:
                 job.result()
         except BaseException:
@@ -96,6 +97,16 @@ def _write_mine(
         file.name: ((folder / file.name).stat().st_size, job.result())
         for file, job in zip(files, jobs, strict=True)
     }
+
+
+def _submit(pool: ThreadPoolExecutor, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    try:
+        return pool.submit(work, *arguments)
+    except RuntimeError as error:
+        raise FailedError(
+            f"no thread could be started ({error}); let this user have more (ulimit -u), or give a "
+            "smaller --workers"
+        ) from error
 
 
 def _settle(paths: Sequence[Path], jobs: Sequence[Future[Any]], stop: threading.Event) -> None:

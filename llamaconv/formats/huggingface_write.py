@@ -8,15 +8,13 @@ tokenizer come from the assets' folder, as they are.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llamaconv.config import to_config
-from llamaconv.files import read_json
+from llamaconv.files import copy_file, read_json, write_text
 from llamaconv.formats.blocks import Blocks, File, write_files
 from llamaconv.formats.huggingface import ASSETS, INDEX, SINGLE
 from llamaconv.formats.output import Output, Payload
@@ -111,11 +109,8 @@ def write_assets(folder: Path, params: LlamaParams, dtypes: set[str], assets: Pa
     if assets is not None:
         for name in ASSETS:
             if (assets / name).is_file():
-                shutil.copyfile(assets / name, folder / name)
+                copy_file(assets / name, folder / name)
 
 
 def _dump(path: Path, content: Mapping[str, Any]) -> None:
-    with open(path, "x", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_text(path, json.dumps(content, indent=2) + "\n")

@@ -8,7 +8,6 @@ A matrix that is cut by columns is read once for every file.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from math import prod
@@ -18,6 +17,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamaconv import keys
+from llamaconv.files import copy_file, write_text
 from llamaconv.formats.blocks import Blocks, File, write_files
 from llamaconv.formats.output import Output, Payload
 from llamaconv.formats.torch_stream import save_streamed
@@ -132,8 +132,7 @@ def _payload(
 
 def write_params(folder: Path, params: LlamaParams, assets: Path | None) -> None:
     """params.json, and Meta's tokenizer where ``assets`` has it."""
-    with open(folder / "params.json", "x", encoding="utf-8") as file:
-        file.write(json.dumps(to_params_json(params), indent=1) + "\n")
+    write_text(folder / "params.json", json.dumps(to_params_json(params), indent=1) + "\n")
     for place in (assets, assets / "original") if assets is not None else ():
         if (place / "tokenizer.model").is_file() and not (folder / "tokenizer.model").exists():
-            shutil.copyfile(place / "tokenizer.model", folder / "tokenizer.model")
+            copy_file(place / "tokenizer.model", folder / "tokenizer.model")

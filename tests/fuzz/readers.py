@@ -11,7 +11,9 @@ so far is in ``tests/test_fuzz_findings.py``, its bytes made by code.
 
 from __future__ import annotations
 
+import copy
 import json
+import random
 import shutil
 import sys
 import tempfile
@@ -26,6 +28,7 @@ with atheris.instrument_imports(
     include=["llamaconv", "json", "zipfile", "pickletools"],
 ):
     import checkpoints
+    import damages
     import torch
     from safetensors.torch import save_file
     from torch.distributed.checkpoint import save
@@ -159,6 +162,33 @@ def dcp_source(folder: Path) -> Checkpoint:
     return huggingface.open_folder(folder)
 
 
+def mutate_json(content: bytes, most: int, seed: int) -> bytes:
+    """One place of the JSON is another value, or taken out; bytes at random would seldom be JSON."""
+    rng = random.Random(seed)
+    try:
+        value = json.loads(content)
+        path = rng.choice([path for path in damages.paths(value) if path])
+    except (ValueError, IndexError):
+        return bytes(atheris.Mutate(content, most))
+    if rng.random() < 0.1:
+        return bytes(atheris.Mutate(content, most))
+    inside = value
+    for step in path[:-1]:
+        inside = inside[step]
+    if rng.random() < 0.2:
+        del inside[path[-1]]
+    else:
+        other = inside
+        for step in rng.choice(damages.paths(inside)):
+            other = other[step]
+        inside[path[-1]] = rng.choice((*damages.ODD, copy.deepcopy(other)))
+    changed = json.dumps(value).encode()
+    return changed if len(changed) <= most else content
+
+
+JSON = ("header", "config", "params_json", "receipt", "index")
+
+
 def main() -> None:
     name, *options = sys.argv[1:]
     target = TARGETS[name]
@@ -173,7 +203,8 @@ def main() -> None:
         except RefusedError as error:
             assert str(error)  # noqa: PT017
 
-    atheris.Setup([sys.argv[0], *options, str(corpus)], one)
+    mutator = {"custom_mutator": mutate_json} if name in JSON else {}
+    atheris.Setup([sys.argv[0], "-max_len=20000", *options, str(corpus)], one, **mutator)
     try:
         atheris.Fuzz()
     finally:
