@@ -13,7 +13,7 @@ from torch.distributed.checkpoint import save
 from llamaconv import FailedError, RefusedError, Target, make_plan, open_checkpoint, receipt
 from llamaconv.convert import Conversion
 from llamaconv.formats.safetensors_header import parse_header
-from llamaconv.formats.torch_archive import records
+from llamaconv.formats.torch_archive import Archive
 from llamaconv.oracles import load_dcp
 from llamaconv.pieces import TensorInfo
 
@@ -44,8 +44,8 @@ def test_the_cause_is_said_where_torchs_own_loader_fails(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("pickled", "said"),
     [
-        (b"\x80\x02G\x00.", "cannot be read: unpack requires a buffer of 8 bytes"),
-        (b"\x80\x02N.", "it holds NoneType"),
+        (b"\x80\x02G\x00.", "cannot be read: it ends early"),
+        (b"\x80\x02N.", "is a NoneType, a tensor was expected"),
     ],
 )
 def test_an_entry_of_a_dcp_whose_pickle_ends_inside_a_number_or_is_of_no_tensor(
@@ -72,6 +72,6 @@ def test_a_directory_of_an_archive_with_a_name_that_is_no_text(tmp_path: Path) -
     (tmp_path / "file").write_bytes(content)
     with (
         open(tmp_path / "file", "rb") as file,
-        pytest.raises(ValueError, match="its archive is damaged: 'utf-8' codec can't decode"),
+        pytest.raises(ValueError, match="'utf-8' codec can't decode"),
     ):
-        records(file)
+        Archive(file, 0, len(content))
