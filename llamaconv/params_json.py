@@ -39,7 +39,7 @@ def from_params_json(
         reader.size_error(
             f"dim {dim}, n_heads {n_heads} and n_kv_heads {n_kv_heads} do not divide each other"
         )
-    ffn_dim, vocab_size = (shapes.get(role, (0,))[0] for role in ("w1", "tok_embeddings"))
+    ffn_dim, vocab_size = ((shapes.get(role) or (0,))[0] for role in ("w1", "tok_embeddings"))
     stated = entries.get("vocab_size", -1)
     if stated == -1:
         reader.warn(f"vocab_size is {stated}; {vocab_size} is taken from tok_embeddings")

@@ -44,6 +44,9 @@ def _records(file: IO[bytes], archive: zipfile.ZipFile) -> dict[str, tuple[int, 
         name = info.filename.partition("/")[2]
         if info.compress_type or info.flag_bits & 1 or info.file_size != info.compress_size:
             raise ValueError(f"the archive's record {name} is compressed; torch stores them")
+        if info.external_attr & 0x10 or info.is_dir():
+            # torch takes it for empty, and gives whatever was in memory for its bytes.
+            raise ValueError(f"the archive's record {name} is marked as a folder")
         file.seek(info.header_offset)
         header = file.read(_LOCAL_HEADER)
         name_bytes, extra_bytes = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
