@@ -126,17 +126,17 @@ def _made(target: Path, overwrite: bool, fingerprint: str, ranks: Ranks) -> Iter
     lock = _lock(target, partial)
     try:
         _check_again(target, overwrite, partial)
-        try:
-            journal.keep(partial, fingerprint)
-            yield partial
-            journal.remove(partial / journal.FOLDER)
-            os.fsync(lock)
-            with _old_locked(target):
+        with _old_locked(target):
+            try:
+                journal.keep(partial, fingerprint)
+                yield partial
+                journal.remove(partial / journal.FOLDER)
+                os.fsync(lock)
                 old = _put_in_place(partial, target)
-                _finish(old, target)
-        except BaseException as error:
-            _end_early(partial, fingerprint, error)
-            raise
+            except BaseException as error:
+                _end_early(partial, fingerprint, error)
+                raise
+            _finish(old, target)
     finally:
         os.close(lock)
 
@@ -191,7 +191,12 @@ def _old_locked(target: Path) -> Iterator[None]:
         return
     old = os.open(target, os.O_RDONLY)
     try:
-        fcntl.flock(old, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RefusedError(
+                f"{target}: another conversion to it ends at this moment; look again"
+            ) from None
         yield
     finally:
         os.close(old)

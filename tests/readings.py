@@ -108,6 +108,14 @@ def receipt(folder: Path) -> Reading:
         del entries["source"][name]
     for name in _CUT:
         del entries["target"][name]
+    target = entries["target"]
+    if target["to"] != "dcp":
+        # Only a DCP leaves a choice.
+        del target["generation"], target["rope"]
+    if not entries["params"]["tied"] and target["tie"] == "untie":
+        target["tie"] = "auto"
+    if {entry["dtype"] for entry in entries["tensors"]} == {target["dtype"]}:
+        target["dtype"] = "keep"
     for entry in entries["dropped"]:
         del entry["reason"]
     return dict(entries)

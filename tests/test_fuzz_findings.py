@@ -75,3 +75,25 @@ def test_a_directory_of_an_archive_with_a_name_that_is_no_text(tmp_path: Path) -
         pytest.raises(ValueError, match="'utf-8' codec can't decode"),
     ):
         Archive(file, 0, len(content))
+
+
+@pytest.mark.parametrize("shape", [(8,), (1, 8, 8), ()])
+def test_an_embedding_of_metas_that_is_no_matrix(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    for number in range(2):
+        state = {"norm.weight": torch.ones(8), "tok_embeddings.weight": torch.ones(shape)}
+        torch.save(state, tmp_path / f"consolidated.0{number}.pth")
+    (tmp_path / "params.json").write_text("{}")
+    message = open_checkpoint(tmp_path).errors[0].message
+    assert f"tok_embeddings.weight has the shape {list(shape)}, 2 axes expected" in message
+
+
+def test_a_record_that_is_marked_as_a_folder(tmp_path: Path) -> None:
+    torch.save(torch.ones(3), tmp_path / "file")
+    content = bytearray((tmp_path / "file").read_bytes())
+    content[content.index(b"PK\x01\x02") + 38] = 0x10
+    (tmp_path / "file").write_bytes(content)
+    with (
+        open(tmp_path / "file", "rb") as file,
+        pytest.raises(ValueError, match="its directory is damaged"),
+    ):
+        Archive(file, 0, len(content))

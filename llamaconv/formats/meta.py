@@ -145,8 +145,15 @@ class _Opener:
                 )
             self.tensors[name] = parts[0]
             return
-        if {len(part.shape) for part in parts} not in ({1}, {2}):
-            self._unfit(name, parts)
+        if odd := {part.shape for part in parts if len(part.shape) != len(known[0].axes)}:
+            self.problems.append(
+                Problem(
+                    f"{self.folder}: {name} has the shape {list(min(odd))}, {len(known[0].axes)} "
+                    "axes expected; the files are of another model",
+                    (name,),
+                )
+            )
+            self.tensors[name] = parts[0]
             return
         if len(parts[0].shape) == 1 and not name.endswith(".bias"):
             self._compare_copies(name, parts)
