@@ -12,7 +12,6 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import shlex
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import safetensors
 import torch
 
-from llamaconv import receipt, verify
+from llamaconv import receipt, shell, verify
 from llamaconv.advice import Advice, advise
 from llamaconv.agreement import agree, fingerprint
 from llamaconv.assets import assets_folder
@@ -167,9 +166,9 @@ def _advise(plan: Plan, target: Path, dump: Path | None) -> Advice:
         return advise(plan.params, plan.target.generation, plan.target.layout, target, dump)
     if plan.target.to == "meta":
         words = ["llamaconv", "verify", str(plan.source.path), str(target)]
-        return Advice("Meta's files", "", shlex.join(words), "", ())
+        return Advice("Meta's files", "", shell.join(words), "", ())
     load = f"AutoModelForCausalLM.from_pretrained({str(target)!r})"
-    command = f"python -c {shlex.quote(f'from transformers import AutoModelForCausalLM; {load}')}"
+    command = f"python -c {shell.quote(f'from transformers import AutoModelForCausalLM; {load}')}"
     return Advice("transformers", "", command, "", ())
 
 

@@ -134,13 +134,19 @@ class TensorInfo:
 
 def _overlap(pieces: Sequence[Piece]) -> bool:
     """Whether any two pieces (none of them empty) have an element in common."""
-    pieces = sorted(pieces, key=lambda piece: piece.start)
+    axes = range(len(pieces[0].start)) if pieces else ()
+    # Along the axis with the most cuts there are few to compare each one with.
+    axis = max(axes, key=lambda axis: len({piece.start[axis] for piece in pieces}), default=None)
+    if axis is None:
+        return len(pieces) > 1  # of a single element
+    pieces = sorted(pieces, key=lambda piece: piece.start[axis])
     for number, one in enumerate(pieces):
-        for other in (pieces[at] for at in range(number + 1, len(pieces))):
-            spans = list(zip(one.start, one.shape, other.start, other.shape, strict=True))
-            # Sorted by the first axis: what begins beyond this one's end there, and all after it, is apart.
-            if spans and spans[0][2] >= spans[0][0] + spans[0][1]:
-                break
+        end = one.start[axis] + one.shape[axis]
+        for at in range(number + 1, len(pieces)):
+            other = pieces[at]
+            if other.start[axis] >= end:
+                break  # and so do all after it
+            spans = zip(one.start, one.shape, other.start, other.shape, strict=True)
             if all(max(a, c) < min(a + n, c + m) for a, n, c, m in spans):
                 return True
     return False

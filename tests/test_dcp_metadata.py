@@ -4,6 +4,7 @@ import pickle
 import struct
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,11 @@ def test_pieces_tile_a_tensor_or_it_is_said_what_they_do_not(
     said = TensorInfo("name", "float32", (4, 6), pieces).not_covered()
     assert wrong in said
     assert bool(said) == bool(wrong)
+
+
+def test_many_pieces_side_by_side_are_looked_through_in_time() -> None:
+    """100,000 columns of one element: not each against each."""
+    pieces = tuple(Piece(Path("file"), 0, (0, n), (1, 1)) for n in range(100_000))
+    assert not TensorInfo("name", "float32", (1, 100_000), pieces).not_covered()
+    again = (*pieces[:-1], replace(pieces[-1], start=(0, 5)))
+    assert "overlap" in TensorInfo("name", "float32", (1, 100_000), again).not_covered()

@@ -150,6 +150,8 @@ def test_norms_that_differ_a_little_are_said_and_much_are_an_error(
     folder = write(tmp_path / "much", 2)
     bend_norm(folder, 0.1)
     assert "the files are of different models" in errors(folder)
+    bend_norm(folder, float("nan"))
+    assert "by inf at most" in str(open_checkpoint(folder).errors[0])
 
 
 def test_a_missing_middle_file(tmp_path: Path) -> None:

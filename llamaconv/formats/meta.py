@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from math import inf, isnan
 from pathlib import Path
 
 from llamaconv import keys, receipt
@@ -217,8 +218,7 @@ class _Opener:
             f"{self.folder}: {len(self.apart)} norms differ between the files, by {largest:.2g} at "
             f"most ({name}); "
         )
-        # nan is not within the tolerance.
-        if not largest <= NORM_TOLERANCE:
+        if largest > NORM_TOLERANCE:
             self.problems.append(
                 Problem(
                     f"{message}above {NORM_TOLERANCE:g} the files are of different models",
@@ -242,11 +242,16 @@ def _joined(name: str, parts: list[TensorInfo], axis: int) -> TensorInfo:
 
 
 def _apart(one: TensorInfo, other: TensorInfo) -> float:
-    """The largest difference of two vectors; a block at a time, since a header may claim any length."""
+    """The largest difference of two vectors, inf where one is no number.
+
+    A block at a time, since a header may claim any length.
+    """
     largest = 0.0
     with PieceReader() as reader:
         for first in range(0, one.n_rows, _BLOCK):
             last = min(first + _BLOCK, one.n_rows)
             a, b = (read_rows(reader, side, first, last).float() for side in (one, other))
-            largest = max(largest, (a - b).abs().max().item())
+            apart = (a - b).abs().max().item()
+            # max would pass a nan by.
+            largest = inf if isnan(apart) else max(largest, apart)
     return largest
