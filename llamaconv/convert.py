@@ -29,8 +29,9 @@ from llamaconv.engine import Engine
 from llamaconv.plan import Plan
 from llamaconv.problems import RefusedError, UnusableError
 from llamaconv.ranks import ALONE, Progress, Ranks
-from llamaconv.staging import check_target, staged
+from llamaconv.staging import staged
 from llamaconv.tables import Table, size
+from llamaconv.target_check import check_target
 from llamaconv.version import __version__
 
 

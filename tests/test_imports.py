@@ -59,6 +59,7 @@ ORDER = [
     "fused family",
     "formats progress",
     "plan head assets index_diff browse",
+    "target_check",
     "planner staging preview agreement",
     "checks oracles stated",
     "comparison",

@@ -21,8 +21,8 @@ from llamaconv.pieces import Checkpoint
 from llamaconv.plan import CHOICES, Plan
 from llamaconv.planner import make_plan
 from llamaconv.problems import Problem, RefusedError
-from llamaconv.staging import check_target
 from llamaconv.tables import size
+from llamaconv.target_check import check_target
 
 if TYPE_CHECKING:
     from llamaconv.convert import Conversion
