@@ -88,23 +88,24 @@ class LlamaParams:
 
     def _check(self) -> None:
         """Raises ``ValueError`` where a value cannot be that of a Llama."""
-        numbers = ("norm_eps", "rope_theta")
         for one in fields(self):
-            value = getattr(self, one.name)
+            value, most = getattr(self, one.name), most_of(one.name)
             if one.name == "tied":
-                right = type(value) is bool
+                right, wanted = type(value) is bool, "true or false was expected"
             elif one.name == "rope_scaling":
                 right = value is None or all(is_number(n) for n in vars(value).values())
-            elif one.name in numbers:
-                right = is_number(value)
+                wanted = "positive numbers were expected"
+            elif one.name in ("norm_eps", "rope_theta"):
+                right, wanted = is_number(value), "a positive number was expected"
             else:
-                optional = one.name == "max_position" and value is None
-                right = optional or is_count(value, most_of(one.name))
+                right = is_count(value, most) or (one.name == "max_position" and value is None)
+                wanted = f"a positive whole number was expected, no Llama has more than {most}"
             if not right:
-                raise ValueError(f"{one.name} is {value!r}")
+                raise ValueError(f"{one.name} is {value!r}; {wanted}")
         if self.n_heads % self.n_kv_heads or self.head_dim % 2:
             raise ValueError(
-                f"{self.n_heads} heads of {self.head_dim} with {self.n_kv_heads} kv heads"
+                f"{self.n_heads} heads of {self.head_dim} and {self.n_kv_heads} kv heads; heads are "
+                "of an even size, and share kv heads in equal groups"
             )
 
     def __str__(self) -> str:

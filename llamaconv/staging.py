@@ -107,7 +107,7 @@ def _lock(target: Path, partial: Path) -> int:
             os.close(lock)
             raise
         os.close(lock)
-    raise RefusedError(f"{target}: other conversions to it end at this moment; look again")
+    raise RefusedError(f"{target}: another conversion to it ended at this moment; look again")
 
 
 def _check_again(target: Path, overwrite: bool, partial: Path) -> None:
@@ -132,7 +132,7 @@ def _old_locked(target: Path) -> Iterator[None]:
             fcntl.flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RefusedError(
-                f"{target}: another conversion to it ends at this moment; look again"
+                f"{target}: another conversion to it ended at this moment; look again"
             ) from None
         yield
     finally:

@@ -20,11 +20,10 @@ from transformers import LlamaConfig
 Reading = dict[str, Any]
 
 # What a receipt tells of the past, which nobody could find out from source and target; and the
-# options that say only how a target was cut into files, which its files say themselves, or what
-# was to become of a tied head, which its tensors do.
+# options that say only how a target was cut into files, which its files say themselves.
 _PAST = ("created", "versions", "verified")
 _PAST_OF_SOURCE = ("path", "assets", "files")
-_CUT = ("shards", "max_shard_size", "assets", "tie")
+_CUT = ("shards", "max_shard_size", "assets")
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
     python tests/bench/run.py [--gigabytes 3] [--pairs 5] [--folder DIR] [--out DIR]
         [--directions hf-dcp,dcp-hf,meta-dcp,hf-meta,cast] [--peers all] [--cache warm]
+        [--no-checks]
 
 Makes the inputs, and in each pair copies the source (the target, where a cast makes it the larger
 side) with ``cp`` and an fsync a file, and converts it, in turns which of the two is first. Before
@@ -50,7 +51,7 @@ class Contestant:
     generation: str = "titan-0.3"
 
 
-def ours(extra: list[str]) -> list[Contestant]:
+def ours(extra: list[str], checks: bool) -> list[Contestant]:
     def command(*checks: str) -> Callable[[Path, Path], list[str]]:
         return lambda source, target: [
             *CONVERT,
@@ -61,15 +62,14 @@ def ours(extra: list[str]) -> list[Contestant]:
             *checks,
         ]
 
-    return [
-        Contestant("llamaconv", command("--no-verify"), "imports included, no checks", True),
-        Contestant("llamaconv, verified", command(), "imports and checks included"),
-    ]
+    unchecked = Contestant("llamaconv", command("--no-verify"), "imports included, no checks", True)
+    checked = Contestant("llamaconv, verified", command(), "imports and checks included")
+    return [unchecked, checked] if checks else [unchecked]
 
 
 def contestants(direction: str, options: argparse.Namespace, rows: list[dict]) -> list[Contestant]:
     """Ours and the peers of a direction; a peer that cannot be installed becomes a row at once."""
-    found = ours(DIRECTIONS[direction][1])
+    found = ours(DIRECTIONS[direction][1], not options.no_checks)
     for peer in peers.chosen(options.peers):
         if direction not in peer.directions:
             continue
@@ -208,6 +208,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
     parser.add_argument("--directions", default=",".join(DIRECTIONS))
     parser.add_argument("--peers", default="all", help="all, none, or names between commas")
+    parser.add_argument("--no-checks", action="store_true", help="leave out our run with checks")
     parser.add_argument("--cache", choices=("auto", "warm", "cold"), default="auto")
     parser.add_argument("--out", type=Path, default=Path("bench-out"), help="for the reports")
     home = os.environ.get("LLAMACONV_BENCH_ENVS") or peers.HERE.parents[1] / ".interop"
