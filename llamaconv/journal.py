@@ -102,7 +102,7 @@ def remove(path: Path) -> None:
 def _fingerprint(journals: Path) -> str | None:
     try:
         # Bounded, and never through a link: the folder may be anybody's.
-        descriptor = os.open(journals / _FINGERPRINT, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(journals / _FINGERPRINT, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             return file.read(1024).decode("ascii", "replace")
     except OSError:

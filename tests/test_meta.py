@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llamaconv import RefusedError, Target, convert_checkpoint, keys, make_plan, open_checkpoint
 from llamaconv.convert import Conversion
+from llamaconv.formats import meta_write
 from llamaconv.params import RopeScaling
 from llamaconv.params_json import ffn_width, to_params_json
 
@@ -373,3 +374,32 @@ def test_params_json_gives_the_same_width_by_metas_formula(dim: int, ffn_dim: in
     params = replace(checkpoints.GQA, dim=dim, head_dim=dim // 8, ffn_dim=ffn_dim)
     entries = to_params_json(params)
     assert ffn_width(dim, entries["multiple_of"], entries.get("ffn_dim_multiplier")) == ffn_dim
+
+
+def test_files_say_the_same_where_there_is_no_address_space_for_them(
+    tmp_path: Path, convert: Callable[..., Conversion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ways to have tensors without data, and one content."""
+    source = checkpoints.write(tmp_path / "source")
+    plain = convert(source, "plain", to="meta").target
+    entered = []
+    without, empty = meta_write._WithoutData, torch.empty
+
+    class Limited(without):  # type: ignore[misc, valid-type]
+        def __enter__(self) -> Any:
+            entered.append(self)
+            monkeypatch.setattr(torch, "empty", empty)
+            return super().__enter__()
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(meta_write, "_WithoutData", Limited)
+    monkeypatch.setattr(torch, "empty", refuse)
+    limited = convert(source, "limited", to="meta").target
+    assert len(entered) == 1
+    one, other = (
+        torch.load(f / "consolidated.00.pth", weights_only=True) for f in (plain, limited)
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)

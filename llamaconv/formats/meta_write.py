@@ -8,7 +8,7 @@ A matrix that is cut by columns is read once for every file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -77,16 +77,32 @@ def _write_file(
     output: Output,
 ) -> list[str]:
     parts = [_part(tensor, number, n_files) for tensor in tensors]
-    with _WithoutData():
-        state = {
-            tensor.name: torch.empty(shape, dtype=getattr(torch, tensor.dtype))
+    state = _without_data(
+        {
+            tensor.name: (shape, getattr(torch, tensor.dtype))
             for tensor, (_, shape) in zip(tensors, parts, strict=True)
         }
+    )
     payloads = (
         _payload(tensor, start, shape, blocks)
         for tensor, (start, shape) in zip(tensors, parts, strict=True)
     )
     return save_streamed(state, output, payloads)
+
+
+def _without_data(
+    wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+) -> dict[str, torch.Tensor]:
+    """Tensors of these shapes and dtypes that nobody has written to: they cost address space only."""
+    try:
+        return {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in wanted.items()}
+    except RuntimeError:
+        # There is a limit even to that (ulimit -v, or a system that promises no more than it has).
+        # These cost nothing, but the first of them imports a compiler: a second, and 100 MB.
+        with _WithoutData():
+            return {
+                name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in wanted.items()
+            }
 
 
 def _part(tensor: TensorInfo, number: int, n_files: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
