@@ -19,8 +19,9 @@ from torch import Tensor
 from llamaconv import RefusedError, Target, convert_checkpoint, keys, make_plan, open_checkpoint
 from llamaconv.convert import Conversion
 from llamaconv.formats import meta_write
-from llamaconv.params import RopeScaling
+from llamaconv.params import LlamaParams, RopeScaling
 from llamaconv.params_json import ffn_width, to_params_json
+from llamaconv.receipt_check import verify_receipt
 
 PARAMS: dict[str, Any] = {
     "dim": 64,
@@ -403,3 +404,15 @@ def test_files_say_the_same_where_there_is_no_address_space_for_them(
     )
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_scaling_by_32_comes_through_its_checks(
+    tmp_path: Path, convert: Callable[..., Conversion]
+) -> None:
+    """Llama 3.2's, whose factor params.json does not name: its reader says so each time."""
+    scaling = RopeScaling(32.0, 1.0, 4.0, 8192)
+    params = LlamaParams(2048, 16, 32, 8, 64, 64, 64, 1e-5, 5e5, scaling)
+    source = checkpoints.write_model(tmp_path / "source", params)
+    done = convert(source, to="meta")
+    assert done.verification and done.verification.ok
+    assert verify_receipt(done.target).ok
