@@ -86,13 +86,13 @@ class DcpOracle(Oracle):
         self._loaded: dict[str, Tensor] = {}
 
     @cached_property
-    def _reader(self) -> _Reader:
-        return _Reader(self.checkpoint.local_path)
+    def _reader(self) -> DcpReader:
+        return DcpReader(self.checkpoint.local_path)
 
     def prefetch(self, names: Sequence[str]) -> None:
         tensors = [self.checkpoint.tensors[name] for name in dict.fromkeys(names)]
         small = [t for t in tensors if t.nbytes <= WHOLE_BYTES and not t.stored]
-        self._loaded = _load(self._reader, small)
+        self._loaded = load_dcp(self._reader, small)
         parts: dict[str, list[TensorInfo]] = {}
         for tensor in tensors:
             if tensor.stored and 3 * tensor.nbytes <= WHOLE_BYTES:
@@ -107,7 +107,7 @@ class DcpOracle(Oracle):
         columns = wanted[0].shape[1:]
         shape = (params.q_rows + 2 * params.kv_rows, *columns)
         whole = replace(wanted[0], name=stored, shape=shape)
-        fused = _load(self._reader, [whole])[stored]
+        fused = load_dcp(self._reader, [whole])[stored]
         groups = fused.reshape(params.n_kv_heads, -1, params.head_dim, *columns)
         parts = {"wq": groups[:, :-2], "wk": groups[:, -2], "wv": groups[:, -1]}
         for tensor in wanted:
@@ -182,7 +182,7 @@ def oracle(checkpoint: Checkpoint) -> Oracle:
     return SafetensorsOracle(checkpoint)
 
 
-class _Reader(FileSystemReader):
+class DcpReader(FileSystemReader):
     """Torch's reader of one checkpoint, with the metadata read once, and only after ours has.
 
     Torch does whatever `.metadata` says. And where it cannot be read, `dcp.load` would log a
@@ -198,15 +198,11 @@ class _Reader(FileSystemReader):
         return self._metadata
 
 
-def load_dcp(folder: Path, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
-    """``tensors`` of the checkpoint in ``folder``, whole, through `dcp.load`.
+def load_dcp(reader: DcpReader, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
+    """``tensors`` of a checkpoint, whole, through `dcp.load`.
 
-    Raises `RefusedError` where its metadata is none, `FailedError` where torch fails, ``OSError``.
+    Raises `FailedError` where torch fails, ``OSError``.
     """
-    return _load(_Reader(folder), tensors)
-
-
-def _load(reader: _Reader, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
     state = {
         tensor.name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
         for tensor in tensors

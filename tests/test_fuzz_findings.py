@@ -14,7 +14,7 @@ from llamaconv import FailedError, RefusedError, Target, make_plan, open_checkpo
 from llamaconv.convert import Conversion
 from llamaconv.formats.safetensors_header import parse_header
 from llamaconv.formats.torch_archive import Archive
-from llamaconv.oracles import load_dcp
+from llamaconv.oracles import DcpReader, load_dcp
 from llamaconv.pieces import TensorInfo
 
 
@@ -38,7 +38,7 @@ def test_the_cause_is_said_where_torchs_own_loader_fails(tmp_path: Path) -> None
     """Its exception says only that some rank failed, and is no ``Exception`` at that."""
     save({"norm.weight": torch.ones(3)}, checkpoint_id=tmp_path, no_dist=True)
     with pytest.raises(FailedError, match=r"torch's own loader fails on it \(.*other\.weight"):
-        load_dcp(tmp_path, [TensorInfo("other.weight", "float32", (3,))])
+        load_dcp(DcpReader(tmp_path), [TensorInfo("other.weight", "float32", (3,))])
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from llamaconv import RefusedError, make_plan, open_checkpoint
 from llamaconv.formats import plain_pickle
-from llamaconv.oracles import load_dcp
+from llamaconv.oracles import DcpReader, load_dcp
 from llamaconv.piece_reader import PieceReader
 from llamaconv.torch_rows import read_rows
 
@@ -156,10 +156,10 @@ def test_torch_does_not_see_metadata_that_was_exchanged_since_it_was_opened(
 ) -> None:
     opened = open_checkpoint(write(tmp_path / "dcp"))
     tensors = list(opened.tensors.values())
-    assert load_dcp(tmp_path / "dcp", tensors)[NAME].tolist() == [1, 1]
+    assert load_dcp(DcpReader(tmp_path / "dcp"), tensors)[NAME].tolist() == [1, 1]
     (tmp_path / "dcp" / ".metadata").write_bytes(runs(trace)["os.system, protocol 4"])
     with pytest.raises(RefusedError, match="asks for posix"):
-        load_dcp(tmp_path / "dcp", tensors)
+        load_dcp(DcpReader(tmp_path / "dcp"), tensors)
     assert not trace.exists()
 
 

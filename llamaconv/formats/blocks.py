@@ -10,10 +10,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from llamaconv.formats.output import Output
+from llamaconv.formats.output import Output, Payload
 from llamaconv.problems import FailedError, UnusableError, some
 from llamaconv.ranks import Ranks
 
@@ -35,6 +36,16 @@ class Blocks(Protocol):
 
     def count(self, n_written: int, n_reused: int = 0) -> None:
         """So many bytes of tensors are written; so many stood in their file already."""
+
+
+def rows_payload(blocks: Blocks, name: str, first: int, last: int, row_bytes: int) -> Payload:
+    """Rows ``first`` to ``last`` (excluded) of tensor ``name``, whole rows, as they stand in a file."""
+    return Payload(
+        last - first,
+        row_bytes,
+        lambda row: blocks.blocks(name, first + row, last),
+        partial(blocks.sound, name),
+    )
 
 
 @dataclass(frozen=True)

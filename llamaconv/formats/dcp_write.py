@@ -40,8 +40,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from llamaconv.formats.blocks import Blocks, File, write_files
-from llamaconv.formats.output import Output, Payload
+from llamaconv.formats.blocks import Blocks, File, rows_payload, write_files
+from llamaconv.formats.output import Output
 from llamaconv.formats.torch_stream import save_streamed
 from llamaconv.pieces import TensorInfo
 from llamaconv.ranks import ALONE, Ranks
@@ -166,12 +166,8 @@ class _StreamWriter(FileSystemWriter):
         # Memory that nobody touches costs address space only. (A FakeTensor would not cost even
         # that, but the first one imports a compiler, over a second.)
         tensor = torch.empty(sizes, dtype=item.tensor_data.properties.dtype)
-        payload = Payload(
-            sizes[0],
-            sizes[1:].numel() * tensor.itemsize,
-            lambda row: self.blocks.blocks(name, first + row, first + sizes[0]),
-            partial(self.blocks.sound, name),
-        )
+        row_bytes = sizes[1:].numel() * tensor.itemsize
+        payload = rows_payload(self.blocks, name, first, first + sizes[0], row_bytes)
         (digest,) = save_streamed(tensor, output, [payload])
         return begin, output.tell() - begin, digest
 

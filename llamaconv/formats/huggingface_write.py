@@ -15,9 +15,9 @@ from typing import Any
 
 from llamaconv.config import to_config
 from llamaconv.files import copy_file, read_json, write_text
-from llamaconv.formats.blocks import Blocks, File, write_files
+from llamaconv.formats.blocks import Blocks, File, rows_payload, write_files
 from llamaconv.formats.huggingface import ASSETS, INDEX, SINGLE
-from llamaconv.formats.output import Output, Payload
+from llamaconv.formats.output import Output
 from llamaconv.formats.safetensors_header import DTYPES
 from llamaconv.params import LlamaParams
 from llamaconv.pieces import TensorInfo
@@ -86,17 +86,11 @@ def _write_shard(shard: list[TensorInfo], blocks: Blocks, output: Output) -> dic
     # Readers map the file: the data begins at a multiple of 8, as the library pads it.
     text += b" " * (-len(text) % 8)
     output.write(len(text).to_bytes(8, "little") + text)
-    return {tensor.name: [output.stream(_payload(tensor, blocks))[1]] for tensor in shard}
-
-
-def _payload(tensor: TensorInfo, blocks: Blocks) -> Payload:
-    name, n_rows = tensor.name, tensor.n_rows
-    return Payload(
-        n_rows,
-        tensor.row_bytes,
-        lambda first: blocks.blocks(name, first, n_rows),
-        partial(blocks.sound, name),
-    )
+    payloads = (rows_payload(blocks, t.name, 0, t.n_rows, t.row_bytes) for t in shard)
+    return {
+        tensor.name: [output.stream(payload)[1]]
+        for tensor, payload in zip(shard, payloads, strict=True)
+    }
 
 
 def write_assets(folder: Path, params: LlamaParams, dtypes: set[str], assets: Path | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamaconv import keys
 from llamaconv.files import copy_file, write_text
-from llamaconv.formats.blocks import Blocks, File, write_files
+from llamaconv.formats.blocks import Blocks, File, rows_payload, write_files
 from llamaconv.formats.output import Output, Payload
 from llamaconv.formats.torch_stream import save_streamed
 from llamaconv.params import LlamaParams
@@ -94,15 +95,17 @@ def _without_data(
     wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
 ) -> dict[str, torch.Tensor]:
     """Tensors of these shapes and dtypes that nobody has written to: they cost address space only."""
-    try:
+
+    def empty() -> dict[str, torch.Tensor]:
         return {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in wanted.items()}
+
+    try:
+        return empty()
     except RuntimeError:
         # There is a limit even to that (ulimit -v, or a system that promises no more than it has).
         # These cost nothing, but the first of them imports a compiler: a second, and 100 MB.
         with _WithoutData():
-            return {
-                name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in wanted.items()
-            }
+            return empty()
 
 
 def _part(tensor: TensorInfo, number: int, n_files: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -124,26 +127,22 @@ def cut_axis(name: str) -> int:
 def _payload(
     tensor: TensorInfo, start: tuple[int, ...], shape: tuple[int, ...], blocks: Blocks
 ) -> Payload:
-    item, last = DTYPE_BYTES[tensor.dtype], start[0] + shape[0]
-
-    def whole(row: int) -> Iterator[memoryview]:
-        return blocks.blocks(tensor.name, start[0] + row, last)
+    item = DTYPE_BYTES[tensor.dtype]
+    row_bytes = prod(shape[1:]) * item
+    whole = rows_payload(blocks, tensor.name, start[0], start[0] + shape[0], row_bytes)
+    if shape[1:] == tensor.shape[1:]:
+        return whole
 
     def columns(row: int) -> Iterator[memoryview]:
         left, right = start[1] * item, (start[1] + shape[1]) * item
-        for block in whole(row):
+        for block in whole.blocks(row):
             rows = torch.frombuffer(block, dtype=torch.uint8).view(-1, tensor.row_bytes)
             out = bytearray(rows.shape[0] * (right - left))
             cut = rows[:, left:right]
             torch.frombuffer(out, dtype=torch.uint8).view(cut.shape).copy_(cut)
             yield memoryview(out)
 
-    return Payload(
-        shape[0],
-        prod(shape[1:]) * item,
-        whole if shape[1:] == tensor.shape[1:] else columns,
-        partial(blocks.sound, tensor.name),
-    )
+    return replace(whole, blocks=columns)
 
 
 def write_params(folder: Path, params: LlamaParams, assets: Path | None) -> None:
