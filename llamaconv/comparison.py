@@ -7,9 +7,7 @@ of rows is in memory at a time.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import astuple
 from typing import Any
 
@@ -53,6 +51,7 @@ class Comparison:
         shape = (len(_POSITIONS), self.params.dim)
         self._x_PC = torch.randn(shape, generator=generator) / self.params.dim**0.5
         self._projected: dict[str, tuple[Tensor, Tensor]] = {}
+        self._wide = torch.empty(0, 0)
 
     def run(self, progress: Progress, ranks: Ranks = ALONE) -> None:
         total, done = self.plan.bytes_to_write, 0
@@ -67,7 +66,6 @@ class Comparison:
                 for n_rows in self._compare(move, row_bytes):
                     done += n_rows * row_bytes
                     progress(done, total)
-                _give_back()
 
     def _units(self) -> list[list[Move]]:
         """The moves, those of a layer's q and k together: their scores need both."""
@@ -112,7 +110,7 @@ class Comparison:
                 other = source[_order(last - first, unit, self.plan.source.rope)]
                 expected, wrong = (other, source) if move.heads else (source, other)
                 if len(move.shape) == 2:
-                    products.append((self._x_PC @ source.float().T, self._x_PC @ actual.float().T))
+                    products.append((self._project(source), self._project(actual)))
             n_elements += actual.numel()
             different = count_different(expected, actual)
             n_different += different
@@ -121,6 +119,15 @@ class Comparison:
         self.tensors.append(TensorResult(move.writes, n_elements, n_different, n_if_wrong))
         if products and known and known[1] is not None:
             self._keep(known[0].name, known[1], products)
+
+    def _project(self, rows_RC: Tensor) -> Tensor:
+        """The positions' vectors through some rows of q or k, (P, R) in float32."""
+        # One buffer for all: glibc lays each small result into the hole of the last large copy,
+        # and the next copy goes behind it: 8 MB more a window.
+        if self._wide.shape[1:] != rows_RC.shape[1:] or len(self._wide) < len(rows_RC):
+            self._wide = torch.empty(rows_RC.shape, dtype=torch.float32)
+        projected: Tensor = self._x_PC @ self._wide[: len(rows_RC)].copy_(rows_RC).T
+        return projected
 
     def _keep(self, role: str, layer: int, products: list[tuple[Tensor, Tensor]]) -> None:
         """q or k of one layer at the positions, both sides; scores once both are there."""
@@ -176,12 +183,6 @@ class Comparison:
         elif yardstick <= 10 * SCORE_TOLERANCE:
             detail += "; the wrong layout would hardly show in these weights"
         return Check("rotated scores", ok, value, yardstick, detail, SCORE_TOLERANCE)
-
-
-def _give_back() -> None:
-    """Gives freed windows back to the system: glibc keeps them, 450 MB in the checks of 70B."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def other_layout(layout: keys.Layout) -> keys.Layout:

@@ -22,6 +22,7 @@ from llamaconv.pieces import DTYPE_BYTES, TensorInfo
 from llamaconv.plan import Move, Plan
 from llamaconv.problems import Problem, UnusableError
 from llamaconv.ranks import ALONE, Progress, Ranks
+from llamaconv.scratch import scratch
 from llamaconv.threads import one_thread
 
 # A block stays in a core's cache while it is read, hashed and written: 4 MiB took nearly twice the
@@ -103,11 +104,11 @@ class Engine:
         unit = move.shape[0] // move.heads if move.heads else 1
         step = max(1, _BLOCK_BYTES // (unit * max(1, source.row_bytes))) * unit
         longest = min(step, source.n_rows)
-        buffer = memoryview(bytearray(longest * source.row_bytes))
+        buffer = scratch(longest * source.row_bytes)
         made = None
         if move.heads or move.dtype != source.dtype:
             elements = longest * source.row_bytes // DTYPE_BYTES[source.dtype]
-            made = memoryview(bytearray(elements * DTYPE_BYTES[move.dtype]))
+            made = scratch(elements * DTYPE_BYTES[move.dtype])
         # Rows of a chunk may begin inside a head: whole heads are read, the wanted rows leave.
         for begin in range(first - first % unit, last, step):
             end = min(begin + step, last + -last % unit)
@@ -130,10 +131,10 @@ class Engine:
         rows = rows.view(-1, *source.shape[1:])
         if move.heads:
             heads = rows.shape[0] * move.heads // move.shape[0]
-            rows = rope.relayout(rows, heads, self.layout, self.plan.target.layout)
+            rows = rope.relayout_view(rows, heads, self.layout, self.plan.target.layout)
         dtype = getattr(torch, move.dtype)
         out = made[: rows.numel() * dtype.itemsize]
-        # copy_ casts; a view over the bytes needs no numpy to get at them.
+        # copy_ re-orders and casts in one pass; a view over the bytes needs no numpy to get at them.
         target = torch.frombuffer(out, dtype=dtype).view(rows.shape).copy_(rows)
         # A dtype of a wider range has room for every value.
         if torch.finfo(dtype).max < torch.finfo(rows.dtype).max:

@@ -11,6 +11,7 @@ from types import TracebackType
 
 from llamaconv.pieces import DTYPE_BYTES, TensorInfo
 from llamaconv.problems import FailedError
+from llamaconv.scratch import scratch
 
 # Files that one thread keeps open: a block of a matrix that is cut by columns lies in several. A
 # checkpoint may have more files than a process may open.
@@ -60,7 +61,7 @@ class PieceReader:
                 self._read(tensor, piece.local_file, at, whole)
                 continue
             # The piece is narrower than the tensor: each of its rows goes to its own place.
-            narrow = memoryview(bytearray((end - begin) * run))
+            narrow = scratch((end - begin) * run)
             self._read(tensor, piece.local_file, at, narrow)
             column = piece.start[1] * prod(tensor.shape[2:]) * item
             for row in range(end - begin):

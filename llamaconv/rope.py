@@ -40,9 +40,7 @@ def half_split_to_interleaved(rows: Tensor, n_heads: int) -> Tensor:
 
     Raises ``ValueError`` where the rows are not whole heads of an even size.
     """
-    half = _half_head(rows, n_heads)
-    pairs = rows.reshape(n_heads, 2, half, *rows.shape[1:])
-    return pairs.transpose(1, 2).reshape(rows.shape)
+    return relayout_view(rows, n_heads, "half_split", "interleaved").reshape(rows.shape)
 
 
 def interleaved_to_half_split(rows: Tensor, n_heads: int) -> Tensor:
@@ -50,18 +48,24 @@ def interleaved_to_half_split(rows: Tensor, n_heads: int) -> Tensor:
 
     Shapes and errors as in `half_split_to_interleaved`.
     """
-    half = _half_head(rows, n_heads)
-    pairs = rows.reshape(n_heads, half, 2, *rows.shape[1:])
-    return pairs.transpose(1, 2).reshape(rows.shape)
+    return relayout_view(rows, n_heads, "interleaved", "half_split").reshape(rows.shape)
 
 
 def relayout(rows: Tensor, n_heads: int, source: Layout, target: Layout) -> Tensor:
     """``rows`` (see `half_split_to_interleaved`) from the layout ``source`` to ``target``."""
-    if source == target:
-        return rows
-    if target == "interleaved":
-        return half_split_to_interleaved(rows, n_heads)
-    return interleaved_to_half_split(rows, n_heads)
+    return relayout_view(rows, n_heads, source, target).reshape(rows.shape)
+
+
+def relayout_view(rows: Tensor, n_heads: int, source: Layout, target: Layout) -> Tensor:
+    """`relayout` without a copy: a view of shape ``(H, D/2, 2, C)`` or ``(H, 2, D/2, C)``.
+
+    Its first three axes, flattened, are the rows of the layout ``target``.
+    """
+    half = _half_head(rows, n_heads)
+    # Of the two numbers of a pair, half_split counts the member first, interleaved the pair.
+    axes = (2, half) if source == "half_split" else (half, 2)
+    heads = rows.reshape(n_heads, *axes, *rows.shape[1:])
+    return heads if source == target else heads.transpose(1, 2)
 
 
 def _half_head(rows: Tensor, n_heads: int) -> int:

@@ -1,9 +1,11 @@
 """Checks that can fail: each is seen to fail for the fault it is there for."""
 
 import errno
+import mmap
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 import pytest
@@ -158,7 +160,14 @@ def test_a_filesystem_that_cannot_map_files_is_read_plainly_and_said(
     def cannot(*arguments: object, **options: object) -> None:
         raise OSError(errno.ENODEV, "No such device")
 
-    monkeypatch.setattr("mmap.mmap", cannot)
+    real = mmap.mmap
+
+    def cannot_file(descriptor: int, *arguments: Any, **options: Any) -> mmap.mmap:
+        if descriptor != -1:  # memory that is no file's there is everywhere
+            cannot()
+        return real(-1, *arguments, **options)
+
+    monkeypatch.setattr("mmap.mmap", cannot_file)
     monkeypatch.setattr(oracles, "safe_open", cannot)
     target = convert(source, to=to, verified=False).target
     verification = verify_checkpoint(source, target)

@@ -42,7 +42,7 @@ from torch.futures import Future
 
 from llamaconv.formats.blocks import Blocks, File, rows_payload, write_files
 from llamaconv.formats.output import Output
-from llamaconv.formats.torch_stream import save_streamed
+from llamaconv.formats.torch_stream import save_streamed, without_data
 from llamaconv.pieces import TensorInfo
 from llamaconv.ranks import ALONE, Ranks
 
@@ -163,10 +163,9 @@ class _StreamWriter(FileSystemWriter):
         assert item.tensor_data and item.index.offset is not None
         begin = output.tell()
         name, first, sizes = item.index.fqn, item.index.offset[0], item.tensor_data.chunk.sizes
-        # Memory that nobody touches costs address space only. (A FakeTensor would not cost even
-        # that, but the first one imports a compiler, over a second.)
-        tensor = torch.empty(sizes, dtype=item.tensor_data.properties.dtype)
-        row_bytes = sizes[1:].numel() * tensor.itemsize
+        dtype = item.tensor_data.properties.dtype
+        tensor = without_data({name: (tuple(sizes), dtype)})[name]
+        row_bytes = sizes[1:].numel() * dtype.itemsize
         payload = rows_payload(self.blocks, name, first, first + sizes[0], row_bytes)
         (digest,) = save_streamed(tensor, output, [payload])
         return begin, output.tell() - begin, digest

@@ -8,37 +8,24 @@ A matrix that is cut by columns is read once for every file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamaconv import keys
 from llamaconv.files import copy_file, write_text
 from llamaconv.formats.blocks import Blocks, File, rows_payload, write_files
 from llamaconv.formats.output import Output, Payload
-from llamaconv.formats.torch_stream import save_streamed
+from llamaconv.formats.torch_stream import save_streamed, without_data
 from llamaconv.params import LlamaParams
 from llamaconv.params_json import to_params_json
 from llamaconv.pieces import DTYPE_BYTES, TensorInfo
 from llamaconv.ranks import ALONE, Ranks
-
-
-class _WithoutData(FakeTensorMode):
-    """While entered, tensors of the processor have shape and dtype and no data, in any thread.
-
-    torch would prepare for tensors of a GPU that is not there. In a build with CUDA that leaves a
-    pointer to the memory of the thread, and once that has ended the next one crashes (until
-    https://github.com/pytorch/pytorch/pull/178950, which 2.10 lacks and 2.13 has).
-    """
-
-    @property
-    def avoid_device_init(self) -> bool:
-        return False
+from llamaconv.scratch import scratch
 
 
 def write(
@@ -78,7 +65,7 @@ def _write_file(
     output: Output,
 ) -> list[str]:
     parts = [_part(tensor, number, n_files) for tensor in tensors]
-    state = _without_data(
+    state = without_data(
         {
             tensor.name: (shape, getattr(torch, tensor.dtype))
             for tensor, (_, shape) in zip(tensors, parts, strict=True)
@@ -89,23 +76,6 @@ def _write_file(
         for tensor, (start, shape) in zip(tensors, parts, strict=True)
     )
     return save_streamed(state, output, payloads)
-
-
-def _without_data(
-    wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
-) -> dict[str, torch.Tensor]:
-    """Tensors of these shapes and dtypes that nobody has written to: they cost address space only."""
-
-    def empty() -> dict[str, torch.Tensor]:
-        return {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in wanted.items()}
-
-    try:
-        return empty()
-    except RuntimeError:
-        # There is a limit even to that (ulimit -v, or a system that promises no more than it has).
-        # These cost nothing, but the first of them imports a compiler: a second, and 100 MB.
-        with _WithoutData():
-            return empty()
 
 
 def _part(tensor: TensorInfo, number: int, n_files: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -135,12 +105,15 @@ def _payload(
 
     def columns(row: int) -> Iterator[memoryview]:
         left, right = start[1] * item, (start[1] + shape[1]) * item
+        buffer = memoryview(b"")
         for block in whole.blocks(row):
             rows = torch.frombuffer(block, dtype=torch.uint8).view(-1, tensor.row_bytes)
-            out = bytearray(rows.shape[0] * (right - left))
             cut = rows[:, left:right]
+            if len(buffer) < cut.numel():
+                buffer = scratch(cut.numel())
+            out = buffer[: cut.numel()]
             torch.frombuffer(out, dtype=torch.uint8).view(cut.shape).copy_(cut)
-            yield memoryview(out)
+            yield out
 
     return replace(whole, blocks=columns)
 

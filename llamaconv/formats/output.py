@@ -18,6 +18,7 @@ import xxhash
 
 from llamaconv.journal import Entry, Journal
 from llamaconv.problems import FailedError
+from llamaconv.scratch import scratch
 
 # So much of a file may be written again after a kill. A file that is shorter keeps no journal.
 _JOURNAL_BYTES = 8 << 20
@@ -118,7 +119,7 @@ class Output:
         if entry is None or entry.rows > payload.n_rows:
             return 0, digest
         begin, n_bytes = self.tell(), entry.rows * payload.row_bytes
-        buffer = memoryview(bytearray(_READ_BYTES))
+        buffer = scratch(_READ_BYTES)
         left = n_bytes
         while left and (got := self._file.readinto(buffer[: min(left, len(buffer))])):
             digest.update(buffer[:got])

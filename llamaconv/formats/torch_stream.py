@@ -12,14 +12,17 @@ tools other than torch may complain. The receipt carries a digest of every piece
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from typing import IO, Any, cast
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamaconv.formats.output import Output, Payload
 from llamaconv.problems import FailedError
+from llamaconv.scratch import scratch
 
 
 def save_streamed(value: Any, output: Output, payloads: Iterable[Payload]) -> list[str]:
@@ -72,3 +75,38 @@ class _Stream(io.RawIOBase):
         except BaseException as error:
             self.failure = self.failure or error
             raise
+
+
+class _WithoutData(FakeTensorMode):
+    """While entered, tensors of the processor have shape and dtype and no data, in any thread.
+
+    torch would prepare for tensors of a GPU that is not there. In a build with CUDA that leaves a
+    pointer to the memory of the thread, and once that has ended the next one crashes (until
+    https://github.com/pytorch/pytorch/pull/178950, which 2.10 lacks and 2.13 has).
+    """
+
+    @property
+    def avoid_device_init(self) -> bool:
+        return False
+
+
+def without_data(
+    wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+) -> dict[str, torch.Tensor]:
+    """Tensors of these shapes and dtypes to save: nobody writes to them, so they cost address space only."""
+    try:
+        return {name: _untouched(shape, dtype) for name, (shape, dtype) in wanted.items()}
+    except OSError:
+        # There is a limit even to that (ulimit -v, or a system that promises no more than it has).
+        # These cost nothing, but the first of them imports a compiler: a second, and 100 MB.
+        with _WithoutData():
+            return {
+                name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in wanted.items()
+            }
+
+
+def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    n_bytes = prod(shape) * dtype.itemsize
+    if not n_bytes:
+        return torch.empty(shape, dtype=dtype)  # frombuffer takes no empty one
+    return torch.frombuffer(scratch(n_bytes), dtype=dtype).view(shape)
