@@ -21,6 +21,7 @@ from llamaconv.params import LlamaParams
 from llamaconv.plan import Move, Plan
 from llamaconv.problems import some
 from llamaconv.ranks import ALONE, Ranks
+from llamaconv.torch_rows import Window
 
 Progress = Callable[[int, int], None]
 """Bytes compared so far, and bytes to compare in all."""
@@ -51,7 +52,9 @@ class Comparison:
         shape = (len(_POSITIONS), self.params.dim)
         self._x_PC = torch.randn(shape, generator=generator) / self.params.dim**0.5
         self._projected: dict[str, tuple[Tensor, Tensor]] = {}
-        self._wide = torch.empty(0, 0)
+        # What is made of a window has its memory. Where torch gave it new memory each time, glibc
+        # laid the small results into its hole, and the next came behind them: up to 8 MB a window.
+        self._cast, self._ordered, self._wide = Window(), Window(), Window()
 
     def run(self, progress: Progress, ranks: Ranks = ALONE) -> None:
         total, done = self.plan.bytes_to_write, 0
@@ -103,11 +106,15 @@ class Comparison:
         n_elements = n_different = n_if_wrong = 0
         for first in range(0, move.shape[0], step):
             last = min(first + step, move.shape[0])
-            source = self.source.rows(move.source, first, last).to(dtype)
+            source = self.source.rows(move.source, first, last)
+            if source.dtype != dtype:
+                source = self._cast.tensor(source.shape, dtype).copy_(source)
             actual = self.target.rows(move.writes, first, last)
             expected = wrong = source
             if heads:
-                other = source[_order(last - first, unit, self.plan.source.rope)]
+                other = self._ordered.tensor(source.shape, dtype)
+                order = _order(last - first, unit, self.plan.source.rope)
+                torch.index_select(source, 0, order, out=other)
                 expected, wrong = (other, source) if move.heads else (source, other)
                 if len(move.shape) == 2:
                     products.append((self._project(source), self._project(actual)))
@@ -122,11 +129,9 @@ class Comparison:
 
     def _project(self, rows_RC: Tensor) -> Tensor:
         """The positions' vectors through some rows of q or k, (P, R) in float32."""
-        # One buffer for all: glibc lays each small result into the hole of the last large copy,
-        # and the next copy goes behind it: 8 MB more a window.
-        if self._wide.shape[1:] != rows_RC.shape[1:] or len(self._wide) < len(rows_RC):
-            self._wide = torch.empty(rows_RC.shape, dtype=torch.float32)
-        projected: Tensor = self._x_PC @ self._wide[: len(rows_RC)].copy_(rows_RC).T
+        projected: Tensor = (
+            self._x_PC @ self._wide.tensor(rows_RC.shape, torch.float32).copy_(rows_RC).T
+        )
         return projected
 
     def _keep(self, role: str, layer: int, products: list[tuple[Tensor, Tensor]]) -> None:

@@ -28,7 +28,7 @@ from llamaconv.formats.dcp_metadata import read_metadata
 from llamaconv.piece_reader import PieceReader
 from llamaconv.pieces import Checkpoint, Piece, TensorInfo
 from llamaconv.problems import FailedError
-from llamaconv.torch_rows import read_rows
+from llamaconv.torch_rows import Window, read_rows
 
 # Tensors up to this size are loaded by `dcp.load` whole, a batch at a time. It holds each several
 # times over: at 16 MiB the checks of 70B took twice the memory of those of 8B.
@@ -45,13 +45,21 @@ class Oracle:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
+        self.window = Window()
 
     def prefetch(self, names: Sequence[str]) -> None:
         """Says which tensors are asked for next; those before may be forgotten."""
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
-        """Rows ``first`` to ``last``, the last one excluded, as they are stored."""
+        """Rows ``first`` to ``last``, the last one excluded, as they are stored.
+
+        Valid until this oracle is asked for others: its window is used again.
+        """
         raise AssertionError
+
+    def _plain_rows(self, name: str, first: int, last: int) -> Tensor:
+        with PieceReader() as reader:
+            return read_rows(reader, self.checkpoint.tensors[name], first, last, self.window)
 
 
 class SafetensorsOracle(Oracle):
@@ -60,7 +68,8 @@ class SafetensorsOracle(Oracle):
         if len(tensor.pieces) == 1:
             return self._slice(tensor.pieces[0], name, first, last)
         # Saved by several ranks: each file has a part, a slice of columns where it is narrower.
-        rows = torch.empty((last - first, *tensor.shape[1:]), dtype=getattr(torch, tensor.dtype))
+        shape = (last - first, *tensor.shape[1:])
+        rows = self.window.tensor(shape, getattr(torch, tensor.dtype))
         for piece in tensor.pieces:
             begin, end = max(first, piece.start[0]), min(last, piece.start[0] + piece.shape[0])
             if begin >= end:
@@ -117,7 +126,7 @@ class DcpOracle(Oracle):
     def rows(self, name: str, first: int, last: int) -> Tensor:
         if name in self._loaded:
             return self._loaded[name][first:last]
-        return _plain_rows(self.checkpoint, name, first, last)
+        return self._plain_rows(name, first, last)
 
 
 class TorchFileOracle(Oracle):
@@ -139,8 +148,11 @@ class TorchFileOracle(Oracle):
             begin, end = max(first, top), min(last, top + piece.shape[0])
             if begin < end:
                 parts.append(self._open(piece.local_file)[name][begin - top : end - top])
+        if len(parts) == 1:
+            return parts[0]
         narrow = len(tensor.pieces) > 1 and tensor.pieces[1].start[0] == 0
-        return torch.cat(parts, dim=1 if narrow else 0)
+        whole = self.window.tensor((last - first, *tensor.shape[1:]), parts[0].dtype)
+        return torch.cat(parts, dim=1 if narrow else 0, out=whole)
 
     def _open(self, path: Path) -> dict[str, Tensor]:
         if path not in self._files:
@@ -154,12 +166,7 @@ class PlainOracle(Oracle):
     concession = "read by the engine's own plain reads, since the filesystem cannot map files"
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
-        return _plain_rows(self.checkpoint, name, first, last)
-
-
-def _plain_rows(checkpoint: Checkpoint, name: str, first: int, last: int) -> Tensor:
-    with PieceReader() as reader:
-        return read_rows(reader, checkpoint.tensors[name], first, last)
+        return self._plain_rows(name, first, last)
 
 
 def _can_map(file: Path) -> bool:

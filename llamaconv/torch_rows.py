@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+
 import torch
 from torch import Tensor
 
 from llamaconv.piece_reader import PieceReader
 from llamaconv.pieces import TensorInfo
+from llamaconv.scratch import scratch
 
 
-def read_rows(reader: PieceReader, info: TensorInfo, first: int, last: int) -> Tensor:
+class Window:
+    """Memory for one tensor at a time, the same memory again and again."""
+
+    def __init__(self) -> None:
+        self.memory = memoryview(b"")
+
+    def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor whose values are whatever was there; the one before it is not valid any more."""
+        n_bytes = prod(shape) * dtype.itemsize
+        if not n_bytes:
+            return torch.empty(tuple(shape), dtype=dtype)  # frombuffer takes no empty one
+        if len(self.memory) < n_bytes:
+            self.memory = scratch(n_bytes)
+        return torch.frombuffer(self.memory[:n_bytes], dtype=dtype).view(*shape)
+
+
+def read_rows(
+    reader: PieceReader, info: TensorInfo, first: int, last: int, window: Window | None = None
+) -> Tensor:
     """Rows ``first`` to ``last``, the last one excluded, in the dtype that is stored.
 
-    Shape ``(last - first, *info.shape[1:])``. Raises `FailedError` where a file ends early.
+    Shape ``(last - first, *info.shape[1:])``, in memory of its own or in ``window``'s. Raises
+    `FailedError` where a file ends early.
     """
-    shape, dtype = (last - first, *info.shape[1:]), getattr(torch, info.dtype)
-    buffer = bytearray((last - first) * info.row_bytes)
-    if not buffer:
-        return torch.empty(shape, dtype=dtype)  # frombuffer takes no empty one
-    reader.read_rows(info, first, last, memoryview(buffer))
-    return torch.frombuffer(buffer, dtype=dtype).view(shape)
+    shape = (last - first, *info.shape[1:])
+    window = window or Window()
+    rows = window.tensor(shape, getattr(torch, info.dtype))
+    reader.read_rows(info, first, last, window.memory[: rows.nbytes])
+    return rows

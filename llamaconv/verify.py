@@ -196,8 +196,9 @@ def _check_forward(plan: Plan, here: Oracle, there: Oracle) -> list[Check]:
         known = keys.identify(move.writes, plan.target.naming)
         assert known is not None
         key, n_rows = (known[0].name, known[1]), move.shape[0]
-        source[key] = here.rows(move.source, 0, n_rows).to(getattr(torch, move.dtype))
-        target[key] = there.rows(move.writes, 0, n_rows)
+        dtype = getattr(torch, move.dtype)
+        source[key] = here.rows(move.source, 0, n_rows).to(dtype, copy=True)
+        target[key] = there.rows(move.writes, 0, n_rows).clone()
     for side in (source, target):
         # A tied head that is not stored is the embedding.
         side.setdefault(("output", None), side["tok_embeddings", None])
