@@ -1,48 +1,14 @@
 """What the measurements rest on: bytes stay, memory of children is seen, failures are rows."""
 
-import random
 import sys
 from pathlib import Path
 
-import digger
 import inputs
 import measure
 import pytest
 import report
 
 from llamaconv import make_plan, open_checkpoint
-
-PAGE = 4096
-
-
-def test_digging_frees_the_zeros_and_changes_no_byte(tmp_path: Path) -> None:
-    folder = tmp_path / "target"
-    folder.mkdir()
-    content = bytearray(8 << 20)
-    for page in random.Random(0).sample(range(len(content) // PAGE), 40):
-        content[page * PAGE + 17] = 1
-    (folder / "file").write_bytes(content)
-    before = (folder / "file").stat().st_blocks * 512
-    try:
-        with digger.Digger(tmp_path, "target*"):
-            pass
-    except OSError as error:
-        pytest.skip(str(error))
-    assert (folder / "file").read_bytes() == content
-    assert (folder / "file").stat().st_blocks * 512 <= before - len(content) + 50 * PAGE
-
-
-def test_a_writer_that_is_ahead_is_paused_and_goes_on(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "target").mkdir()
-    file = tmp_path / "target" / "file"
-    write = (
-        "import sys; f = open(sys.argv[1], 'wb', 0); [f.write(bytes(1 << 20)) for _ in range(64)]"
-    )
-    monkeypatch.setattr(digger, "_MOST_ON_DISK", 1 << 20)
-    with digger.Digger(tmp_path, "target*") as at_work:
-        done = measure.run([sys.executable, "-c", write, str(file)], look=at_work.look)
-    assert not done.failure
-    assert file.stat().st_size == 64 << 20
 
 
 def test_memory_and_bytes_of_children_count() -> None:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,12 +49,8 @@ def run(
     *,
     environment: Mapping[str, str] | None = None,
     sync: Path | None = None,
-    look: Callable[[int], None] = lambda pid: None,
 ) -> Measurement:
-    """Runs ``command`` to its end; the fsync of what is in ``sync`` is part of its time.
-
-    ``look`` is called with the process's id some times a second.
-    """
+    """Runs ``command`` to its end; the fsync of what is in ``sync`` is part of its time."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
         before = _bytes(Path("/proc/self/io"))
         began = time.perf_counter()
@@ -62,7 +58,7 @@ def run(
             [*command], stdout=out, stderr=error, env=environment, start_new_session=True
         )
         try:
-            *peaks, failure = _watch(process, look)
+            *peaks, failure = _watch(process)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -79,9 +75,7 @@ def run(
         return Measurement(seconds, *peaks, *counts, out.read(), failure)
 
 
-def _watch(
-    process: subprocess.Popen[bytes], look: Callable[[int], None]
-) -> tuple[int, int, int, str]:
+def _watch(process: subprocess.Popen[bytes]) -> tuple[int, int, int, str]:
     """Peaks of ``process`` and its children (resident, anonymous, of files), once it has ended."""
     resident = anonymous = mapped = 0
     failure = ""
@@ -94,7 +88,6 @@ def _watch(
         if available < _RESERVE and not failure:
             os.killpg(process.pid, signal.SIGKILL)
             failure = f"stopped at {anonymous / 1e9:.1f} GB of memory, the machine had no more"
-        look(process.pid)
         time.sleep(_LOOK_SECONDS)
     return resident, anonymous, mapped, failure
 
