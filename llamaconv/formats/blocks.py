@@ -18,8 +18,8 @@ from llamaconv.formats.output import Output, Payload
 from llamaconv.problems import FailedError, UnusableError, some
 from llamaconv.ranks import Ranks
 
-# How often a file that one thread writes is sent to the disk by another.
-_SETTLE_SECONDS = 0.1
+# How long the thread that sends files to the disk waits between two rounds.
+_SETTLE_SECONDS = 0.02
 
 
 class Blocks(Protocol):
@@ -52,6 +52,7 @@ def rows_payload(blocks: Blocks, name: str, first: int, last: int, row_bytes: in
 class File:
     """One file of the target: its name, the bytes of its tensors, and what writes it.
 
+    One thread does (Linux lets in one write to a file at a time, so two would only take turns).
     ``write`` returns what JSON can carry.
     """
 
@@ -86,19 +87,24 @@ def _write_mine(
 ) -> dict[str, tuple[int, Any]]:
     """Length and result by name."""
     stop = threading.Event()
+    # Files that are begun and not yet on the disk; were there more, the progress bar would stand
+    # at its end for long.
+    unsettled = threading.Semaphore(workers + 1)
 
     def write(file: File) -> Any:
+        while not unsettled.acquire(timeout=_SETTLE_SECONDS):
+            if stop.is_set():
+                raise FailedError("stopped, another thread failed")
         with Output(folder, file.name, stop, blocks.count) as output:
             return file.write(output)
 
-    with ThreadPoolExecutor(workers) as pool:
+    jobs: list[Future[Any]] = []
+    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as settler:
         try:
-            jobs = [_submit(pool, write, file) for file in files]
-            waited: list[Future[Any]] = list(jobs)
-            if 0 < len(files) < workers:
-                paths = [folder / file.name for file in files]
-                waited.append(_submit(pool, _settle, paths, jobs, stop))
-            for job in wait(waited, return_when=FIRST_EXCEPTION).done:
+            jobs += [_submit(pool, write, file) for file in files]
+            paths = [folder / file.name for file in files]
+            settled = _submit(settler, _settle, paths, jobs, stop, unsettled)
+            for job in wait([*jobs, settled], return_when=FIRST_EXCEPTION).done:
                 job.result()
         except BaseException:
             stop.set()
@@ -120,21 +126,31 @@ def _submit(pool: ThreadPoolExecutor, work: Callable[..., Any], *arguments: Any)
         ) from error
 
 
-def _settle(paths: Sequence[Path], jobs: Sequence[Future[Any]], stop: threading.Event) -> None:
-    """Sends files to the disk while they are written: what threads without a file are good for.
+def _settle(
+    paths: Sequence[Path],
+    jobs: Sequence[Future[Any]],
+    stop: threading.Event,
+    unsettled: threading.Semaphore,
+) -> None:
+    """Sends files to the disk, while they are written and once more at their end.
 
-    Else the fsync at the end of a long file waits for most of it, while nothing else is done.
-    (Two threads that write to one file only take turns: Linux lets one write at a time.)
+    So neither waits for the other: where each thread sent its own file, all wrote at once, then
+    all waited at once, and the disk was idle a third of the time.
     """
-    while not stop.wait(_SETTLE_SECONDS) and not all(job.done() for job in jobs):
-        for path, job in zip(paths, jobs, strict=True):
-            if job.done() or not path.exists():
+    waiting = list(zip(paths, jobs, strict=True))
+    while waiting and not stop.wait(_SETTLE_SECONDS):
+        for path, job in list(waiting):
+            done = job.done()
+            if not done and not path.exists():
                 continue
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                os.fdatasync(descriptor)
+                (os.fsync if done else os.fdatasync)(descriptor)
             finally:
                 os.close(descriptor)
+            if done:
+                waiting.remove((path, job))
+                unsettled.release()
 
 
 def _check_there(folder: Path, lengths: dict[str, int]) -> None:

@@ -6,7 +6,6 @@ its digest agrees, so a run that was killed is not begun anew.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,8 +41,8 @@ class Payload:
 class Output:
     """The file ``name`` in ``folder``, written from its start to its end. A context manager.
 
-    Leaving it without an error sends the file to the disk. ``count`` is called with the bytes of
-    tensors that were written, and of those that stood there already. Every method raises
+    Left without an error it is whole, but need not be on the disk yet. ``count`` is called with the
+    bytes of tensors that were written, and of those that stood there already. Every method raises
     ``OSError``, and `FailedError` once ``stop`` is set.
     """
 
@@ -72,7 +71,6 @@ class Output:
         with self._file:
             if error is None:
                 self._file.truncate()
-                os.fsync(self._file.fileno())
                 if self._journal.begun:
                     self._journal.add(self._pending)
 
