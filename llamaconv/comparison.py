@@ -1,8 +1,8 @@
 """One pass over both sides of a conversion: the bits of every tensor, the scores of every layer.
 
 The source's rows are placed by index arithmetic from the definition of the layouts, and both
-sides are read by `oracles`; nothing here is shared with the engine. A window of whole heads or
-of rows is in memory at a time.
+sides are read by `oracles`; no code that places or re-orders rows is the engine's. A window of
+whole heads or of rows of each side is in memory at a time.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Comparison:
         shape = (len(_POSITIONS), self.params.dim)
         self._x_PC = torch.randn(shape, generator=generator) / self.params.dim**0.5
         self._projected: dict[str, tuple[Tensor, Tensor]] = {}
-        # What is made of a window has its memory. Where torch gave it new memory each time, glibc
-        # laid the small results into its hole, and the next came behind them: up to 8 MB a window.
+        # Each thing that is made of a window has memory of its own, the same for every window. New
+        # memory each time left holes that small results then took: up to 8 MB more a window.
         self._cast, self._ordered, self._wide = Window(), Window(), Window()
 
     def run(self, progress: Progress, ranks: Ranks = ALONE) -> None:

@@ -126,7 +126,7 @@ class Engine:
     def _transform(
         self, move: Move, source: TensorInfo, block: memoryview, made: memoryview
     ) -> memoryview:
-        """A block of source rows as the target's: re-ordered, then cast, into ``made``."""
+        """A block of source rows as the target's: re-ordered and cast, into ``made``."""
         rows = torch.frombuffer(block, dtype=getattr(torch, source.dtype))
         rows = rows.view(-1, *source.shape[1:])
         if move.heads:

@@ -2,7 +2,8 @@
 
 The journal of a file has a line for every tensor, or part of one, that is written, with the digest
 of its bytes. A line is a promise that is checked: whoever takes bytes over reads them again. So
-nothing depends on the order in which a disk wrote journal and file.
+nothing depends on the order in which a disk wrote journal and file. Only where the disk refused a
+file's bytes, its journal goes: they may be read back from memory all the same.
 
 The journals lie in a folder beside the files, with the fingerprint of the conversion: another
 conversion to the same target takes nothing over.
@@ -14,6 +15,7 @@ import json
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +39,8 @@ class Journal:
 
     def __init__(self, folder: Path, name: str) -> None:
         self._path = folder / FOLDER / f"{name}{_SUFFIX}"
+        self._lock = threading.Lock()
+        self._removed = False
 
     @property
     def begun(self) -> bool:
@@ -57,8 +61,16 @@ class Journal:
     def add(self, entries: Iterable[Entry]) -> None:
         # The first line ends what a kill may have cut short.
         lines = "".join(f"\n{json.dumps(asdict(entry))}" for entry in entries)
-        with open(self._path, "ab", buffering=0) as file:
-            file.write(f"{lines}\n".encode())
+        with self._lock:
+            if not self._removed:
+                with open(self._path, "ab", buffering=0) as file:
+                    file.write(f"{lines}\n".encode())
+
+    def remove(self) -> None:
+        """Nothing is vouched for any more, nor will be: for another thread than the one that adds."""
+        with self._lock:
+            self._removed = True
+            self._path.unlink(missing_ok=True)
 
 
 def keep(folder: Path, fingerprint: str) -> None:

@@ -70,6 +70,7 @@ class SafetensorsOracle(Oracle):
         # Saved by several ranks: each file has a part, a slice of columns where it is narrower.
         shape = (last - first, *tensor.shape[1:])
         rows = self.window.tensor(shape, getattr(torch, tensor.dtype))
+        missing = rows.numel()
         for piece in tensor.pieces:
             begin, end = max(first, piece.start[0]), min(last, piece.start[0] + piece.shape[0])
             if begin >= end:
@@ -80,6 +81,11 @@ class SafetensorsOracle(Oracle):
                 for start, n in zip(piece.start[1:], piece.shape[1:], strict=True)
             )
             rows[(slice(begin - first, end - first), *columns)] = part
+            missing -= part.numel()
+        if missing:  # else the window before this one would be taken for these rows
+            raise FailedError(
+                f"{name}: {missing} elements of rows {first} to {last} are in no file"
+            )
         return rows
 
     def _slice(self, piece: Piece, name: str, first: int, last: int) -> Tensor:

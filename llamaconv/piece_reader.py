@@ -61,12 +61,19 @@ class PieceReader:
                 self._read(tensor, piece.local_file, at, whole)
                 continue
             # The piece is narrower than the tensor: each of its rows goes to its own place.
-            narrow = scratch((end - begin) * run)
+            narrow = self._narrow((end - begin) * run)
             self._read(tensor, piece.local_file, at, narrow)
             column = piece.start[1] * prod(tensor.shape[2:]) * item
             for row in range(end - begin):
                 place = (begin - first + row) * tensor.row_bytes + column
                 out[place : place + run] = narrow[row * run : (row + 1) * run]
+
+    def _narrow(self, n_bytes: int) -> memoryview:
+        """Memory of this thread, the same each time."""
+        if len(getattr(self._mine, "narrow", b"")) < n_bytes:
+            self._mine.narrow = scratch(n_bytes)
+        narrow: memoryview = self._mine.narrow[:n_bytes]
+        return narrow
 
     def _read(self, tensor: TensorInfo, file: Path, offset: int, out: memoryview) -> None:
         done = 0

@@ -5,7 +5,6 @@ A format plans its files, and `write_files` has them written: each by one thread
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -15,11 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llamaconv.formats.output import Output, Payload
+from llamaconv.formats.settle import Settler
 from llamaconv.problems import FailedError, UnusableError, some
 from llamaconv.ranks import Ranks
-
-# How long the thread that sends files to the disk waits between two rounds.
-_SETTLE_SECONDS = 0.02
 
 
 class Blocks(Protocol):
@@ -52,7 +49,7 @@ def rows_payload(blocks: Blocks, name: str, first: int, last: int, row_bytes: in
 class File:
     """One file of the target: its name, the bytes of its tensors, and what writes it.
 
-    One thread does (Linux lets in one write to a file at a time, so two would only take turns).
+    One thread writes it (Linux lets in one write to a file at a time, so two would take turns).
     ``write`` returns what JSON can carry.
     """
 
@@ -64,7 +61,7 @@ class File:
 def write_files(
     folder: Path, files: Sequence[File], blocks: Blocks, workers: int, ranks: Ranks
 ) -> list[Any]:
-    """Has ``files`` written to ``folder``, by ``workers`` threads of each rank.
+    """Has ``files`` written to ``folder``, by ``workers`` threads of each rank, and on the disk.
 
     Every rank writes its share, and gets what ``write`` returned for each file of all. Raises
     the first error of a thread, once the others have stopped, and `FailedError` where a file is
@@ -87,28 +84,31 @@ def _write_mine(
 ) -> dict[str, tuple[int, Any]]:
     """Length and result by name."""
     stop = threading.Event()
-    # Files that are begun and not yet on the disk; were there more, the progress bar would stand
-    # at its end for long.
-    unsettled = threading.Semaphore(workers + 1)
+    settler = Settler(workers + 1, stop)
 
     def write(file: File) -> Any:
-        while not unsettled.acquire(timeout=_SETTLE_SECONDS):
-            if stop.is_set():
-                raise FailedError("stopped, another thread failed")
+        settler.wait_for_room()
         with Output(folder, file.name, stop, blocks.count) as output:
-            return file.write(output)
+            unsettled = settler.begin(output)
+            written = file.write(output)
+        settler.end(unsettled)
+        return written
 
-    jobs: list[Future[Any]] = []
-    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as settler:
+    n_settlers = (workers + 1) // 2
+    with ThreadPoolExecutor(workers) as writers, ThreadPoolExecutor(n_settlers) as settlers:
+        jobs: list[Future[Any]] = []
         try:
-            jobs += [_submit(pool, write, file) for file in files]
-            paths = [folder / file.name for file in files]
-            settled = _submit(settler, _settle, paths, jobs, stop, unsettled)
-            for job in wait([*jobs, settled], return_when=FIRST_EXCEPTION).done:
-                job.result()
+            jobs += [_submit(writers, write, file) for file in files]
+            settling = [_submit(settlers, settler.work, jobs) for _ in range(n_settlers)]
+            wait([*jobs, *settling], return_when=FIRST_EXCEPTION)
+            for job in [*jobs, *settling]:  # a writer's own error before what came of it
+                if job.done():
+                    job.result()
         except BaseException:
             stop.set()
-            pool.shutdown(cancel_futures=True)
+            writers.shutdown(cancel_futures=True)
+            settlers.shutdown()
+            settler.close()
             raise
     return {
         file.name: ((folder / file.name).stat().st_size, job.result())
@@ -124,33 +124,6 @@ def _submit(pool: ThreadPoolExecutor, work: Callable[..., Any], *arguments: Any)
             f"no thread could be started ({error}); let this user have more (ulimit -u), or give a "
             "smaller --workers"
         ) from error
-
-
-def _settle(
-    paths: Sequence[Path],
-    jobs: Sequence[Future[Any]],
-    stop: threading.Event,
-    unsettled: threading.Semaphore,
-) -> None:
-    """Sends files to the disk, while they are written and once more at their end.
-
-    So neither waits for the other: where each thread sent its own file, all wrote at once, then
-    all waited at once, and the disk was idle a third of the time.
-    """
-    waiting = list(zip(paths, jobs, strict=True))
-    while waiting and not stop.wait(_SETTLE_SECONDS):
-        for path, job in list(waiting):
-            done = job.done()
-            if not done and not path.exists():
-                continue
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                (os.fsync if done else os.fdatasync)(descriptor)
-            finally:
-                os.close(descriptor)
-            if done:
-                waiting.remove((path, job))
-                unsettled.release()
 
 
 def _check_there(folder: Path, lengths: dict[str, int]) -> None:

@@ -49,12 +49,13 @@ class Output:
     def __init__(
         self, folder: Path, name: str, stop: threading.Event, count: Callable[[int, int], None]
     ) -> None:
+        self.path = folder / name
         self._stop = stop
         self._count = count
         self._journal = Journal(folder, name)
         self._before = self._journal.read()
         # Only what is vouched for was left there.
-        self._file = open(folder / name, "r+b" if self._before else "xb", buffering=0)  # noqa: SIM115
+        self._file = open(self.path, "r+b" if self._before else "xb", buffering=0)  # noqa: SIM115
         self._pending: list[Entry] = []
         self._number = 0
         self._since = 0
@@ -73,6 +74,13 @@ class Output:
                 self._file.truncate()
                 if self._journal.begun:
                     self._journal.add(self._pending)
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def forget(self) -> None:
+        """The next run is to take nothing of this file over."""
+        self._journal.remove()
 
     def tell(self) -> int:
         return self._file.tell()

@@ -167,7 +167,8 @@ class Bench:
         for left in self.folder.glob(f"{self.target.name}*"):
             shutil.rmtree(left)
         os.sync()
-        # What was deleted is still discarded, and a copy starts two seconds before we have imported.
+        # The disk still discards what was deleted. A copy would meet that; a program that first
+        # imports for two seconds would not.
         time.sleep(_REST_SECONDS)
 
 
