@@ -295,6 +295,7 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
             (torch.float32, torch.strided, False, 0, False),
             (torch.float32, torch.strided, False, None, False),
             (torch.float32, torch.strided, False, [ENCODING], False),
+            (torch.float32, torch.strided, False, getattr, False),
             (torch.strided, torch.strided, False, ENCODING, False),
             ("float32", torch.strided, False, ENCODING, False),
         )
@@ -325,6 +326,56 @@ def test_memory_formats_beyond_the_three(tmp_path: Path) -> None:
         content = good[:call] + wrong + good[call + 3 :]
         (folder / ".metadata").write_bytes(content)
         assert DAMAGED in hostile.refusal(folder)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("member", list(dcp._MEM_FORMAT_ENCODING))
+def test_members_as_python_3_11_0_to_3_11_3_writes_them(
+    tmp_path: Path, member: Any, protocol: int
+) -> None:
+    """Debian 12 has 3.11.2."""
+    written = Call(getattr, dcp._MEM_FORMAT_ENCODING, member.name)
+    folder = write(tmp_path / "dcp", protocol=protocol, properties=memory_format(written))
+    assert not open_checkpoint(folder).errors
+
+
+def memory_format(value: Any) -> Any:
+    return properties(torch.float32, torch.strided, False, value, False)
+
+
+GOT = Call(getattr, dcp._MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        *(
+            (Call(getattr, *arguments), "builtins.getattr")
+            for arguments in (
+                (dcp._MEM_FORMAT_ENCODING, "__class__"),
+                (dcp._MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT.__class__"),
+                (dcp._MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT", None),
+                (dcp._MEM_FORMAT_ENCODING,),
+                (),
+                (Path, "home"),
+                (dcp.Metadata, "TORCH_CONTIGUOUS_FORMAT"),
+                (GOT, "value"),
+                (getattr, "TORCH_CONTIGUOUS_FORMAT"),
+                ("a", "b"),
+            )
+        ),
+        # A member is torch's own, for all that this process does later.
+        (Call(getattr, *GOT.reduced[1], state={"_value_": 1}), DAMAGED),
+        (Call(dcp._MEM_FORMAT_ENCODING, 0, state={"_value_": 1}), DAMAGED),
+    ],
+)
+@pytest.mark.parametrize("where", ["properties", "planner_data"])
+def test_getattr_gets_members_of_one_enumeration(
+    tmp_path: Path, value: Any, words: str, where: str
+) -> None:
+    placed = memory_format(value) if where == "properties" else [value]
+    assert words in hostile.refusal(write(tmp_path / "dcp", **{where: placed}))
+    assert [member.value for member in dcp._MEM_FORMAT_ENCODING] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("changes", "words"), CHANGES, ids=range(len(CHANGES)))

@@ -1,5 +1,7 @@
 """A run that ended early: what the next one takes over, and what it does not."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -83,6 +85,34 @@ def test_the_next_run_goes_on_and_writes_the_same_bytes(
     assert done.bytes_written + done.bytes_reused == whole.bytes_written
     assert "taken over from a run before" in str(done.table())
     assert not partial(tmp_path / "target").exists()
+
+
+def test_what_the_disk_refused_is_not_taken_over(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a sync that failed the bytes can still be read back, from memory, with their digest."""
+    whole = convert(source, tmp_path / "whole", Target(shards=3))
+    sync, refused = os.fsync, []
+
+    def refuse(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.name == "__0_1.distcp":
+            # The writer's own open file: it is told what went wrong before the sync.
+            refused.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(FailedError, match=r"__0_1\.distcp: Input"):
+            convert(source, tmp_path / "target", Target(shards=3))
+    assert refused in ([os.O_WRONLY], [os.O_RDWR])
+    journals = partial(tmp_path / "target") / journal.FOLDER
+    assert not (journals / "__0_1.distcp.jsonl").exists()
+    assert (journals / "__0_0.distcp.jsonl").exists(), "the test can fail"
+    done = convert(source, tmp_path / "target", Target(shards=3))
+    assert 0 < done.bytes_reused < 0.7 * whole.bytes_written
+    assert content(tmp_path / "target") == content(tmp_path / "whole")
 
 
 def test_it_may_end_early_many_times(source: Path, tmp_path: Path) -> None:

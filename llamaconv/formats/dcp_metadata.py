@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
 from llamaconv.files import open_file
-from llamaconv.formats.plain_pickle import Bytes, ForeignError, Made, Named, read
+from llamaconv.formats.plain_pickle import Bytes, ForeignError, Made, Member, Named, read
 from llamaconv.pieces import DTYPE_BYTES
 from llamaconv.problems import RefusedError
 
@@ -51,6 +51,11 @@ _ADMITTED = frozenset(
         ),
         "torch.distributed.checkpoint.filesystem._StorageInfo",
     }
+)
+# Their values are 0, 1 and 2.
+_MEMORY_FORMATS = frozenset(
+    f"{_MEMORY_FORMAT}.TORCH_{name}"
+    for name in ("CONTIGUOUS_FORMAT", "CHANNELS_LAST", "PRESERVE_FORMAT")
 )
 # 405B with its optimizer, saved by 512 ranks, has some 300 MB.
 _MOST_BYTES = 1 << 30
@@ -101,7 +106,7 @@ def read_metadata(folder: Path) -> Metadata:
             if not 0 < n_bytes <= _MOST_BYTES:
                 raise ValueError(f"it has {n_bytes} bytes")
             with _content(file) as content, _uncollected():
-                return _metadata(read(content, _ADMITTED))
+                return _metadata(read(content, _ADMITTED, _MEMORY_FORMATS))
     except FileNotFoundError as error:
         raise RefusedError(
             f"{path}: is not there; a PyTorch Distributed Checkpoint has one"
@@ -180,8 +185,10 @@ def _dtype(name: str, properties: Any) -> str:
     dtype, memory_format = state[0], state[3]
     if type(dtype) is not Named or dtype.name.removeprefix("torch.") not in DTYPE_BYTES:
         raise ValueError(f"{name} has a dtype that is none")
-    known = type(memory_format) is Made and memory_format.name == _MEMORY_FORMAT
-    if not known or memory_format.args not in ((0,), (1,), (2,)):
+    made = type(memory_format) is Made and memory_format.name == _MEMORY_FORMAT
+    if type(memory_format) is not Member and not (
+        made and memory_format.args in ((0,), (1,), (2,))
+    ):
         raise ValueError(f"{name} has a memory format that is none")
     return dtype.name.removeprefix("torch.")
 

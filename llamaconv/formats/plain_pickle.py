@@ -49,20 +49,29 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """A member of an enumeration, by name; Python 3.11.0 to 3.11.3 writes it as ``getattr(class, name)``."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Persistent:
     """What lies beside the pickle, and by which words it is found there."""
 
     key: Any
 
 
-def read(content: Bytes, admitted: Collection[str]) -> Any:
+def read(content: Bytes, admitted: Collection[str], members: Collection[str] = ()) -> Any:
     """The one value in ``content``; ``admitted`` are the names, with their modules, that it may name.
+
+    ``members`` are those of enumerations that it may get by ``getattr``, which gets nothing else.
 
     Raises `ForeignError` for any other name, and ``ValueError`` where it is damaged, or does what
     no checkpoint needs.
     """
     try:
-        return _Machine(content, admitted).run()
+        return _Machine(content, admitted, members).run()
     except (IndexError, struct.error, TypeError) as error:
         raise ValueError("it is damaged, or was made by hand") from error
 
@@ -70,12 +79,15 @@ def read(content: Bytes, admitted: Collection[str]) -> Any:
 # What may be a key: what hashes in no time, however it was made.
 _KEYS = (str, int, Made)
 _ORDERED_DICT = "collections.OrderedDict"
+# By its name of Python 3, and by that of protocol 2.
+_GETATTR = ("builtins.getattr", "__builtin__.getattr")
 
 
 class _Machine:
-    def __init__(self, content: Bytes, admitted: Collection[str]) -> None:
+    def __init__(self, content: Bytes, admitted: Collection[str], members: Collection[str]) -> None:
         self.content = content
-        self.admitted = admitted
+        self.admitted = {*admitted, *_GETATTR} if members else admitted
+        self.members = members
         self.names: dict[str, Named] = {}
         self.at = 0
 
@@ -167,12 +179,16 @@ class _Machine:
                 args, made = pop(), pop()
                 if type(args) is not tuple or type(made) is not Named:
                     raise ValueError("it calls what has no name")
-                plain = made.name == _ORDERED_DICT and not args
-                push({} if plain else Made(made.name, args))
+                if made.name in _GETATTR:
+                    push(self._member(args))
+                else:
+                    plain = made.name == _ORDERED_DICT and not args
+                    push({} if plain else Made(made.name, args))
             elif op == 0x62:  # BUILD
                 state, made = pop(), stack[-1]
-                # The attributes of an OrderedDict are none of its items.
-                if type(made) is Made and made.state is None:
+                # The attributes of an OrderedDict are none of its items. What a call gave may be
+                # something that others use too, as the member of an enumeration is.
+                if type(made) is Made and made.state is None and not made.args:
                     made.state = state
                 elif type(made) is not dict:
                     raise ValueError("it sets the state of what it has not made")
@@ -214,6 +230,12 @@ class _Machine:
         if "." in name or full not in self.admitted:
             raise ForeignError(full)
         return self.names.setdefault(full, Named(full))
+
+    def _member(self, args: tuple[Any, ...]) -> Member:
+        named = len(args) == 2 and type(args[0]) is Named and type(args[1]) is str
+        if not named or (full := f"{args[0].name}.{args[1]}") not in self.members:
+            raise ForeignError("builtins.getattr")
+        return Member(full)
 
     def _set_items(self, target: object, items: list[Any]) -> None:
         keys = items[::2]
