@@ -318,7 +318,8 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
 
 def test_memory_formats_beyond_the_three(tmp_path: Path) -> None:
     """An enumeration's members cannot be made wrong, its pickle can."""
-    folder = write(tmp_path / "dcp")
+    member = Call(dcp._MEM_FORMAT_ENCODING, 0)
+    folder = write(tmp_path / "dcp", properties=memory_format(member))
     good = (folder / ".metadata").read_bytes()
     at = good.index(b"_MEM_FORMAT_ENCODING")
     call = good.index(b"K\x00\x85", at)
