@@ -11,7 +11,7 @@ from types import TracebackType
 
 from llamaconv.pieces import DTYPE_BYTES, TensorInfo
 from llamaconv.problems import FailedError
-from llamaconv.scratch import scratch
+from llamaconv.scratch import Reused
 
 # Files that one thread keeps open: a block of a matrix that is cut by columns lies in several. A
 # checkpoint may have more files than a process may open.
@@ -70,10 +70,10 @@ class PieceReader:
 
     def _narrow(self, n_bytes: int) -> memoryview:
         """Memory of this thread, the same each time."""
-        if len(getattr(self._mine, "narrow", b"")) < n_bytes:
-            self._mine.narrow = scratch(n_bytes)
-        narrow: memoryview = self._mine.narrow[:n_bytes]
-        return narrow
+        if not hasattr(self._mine, "narrow"):
+            self._mine.narrow = Reused()
+        narrow: Reused = self._mine.narrow
+        return narrow.take(n_bytes)
 
     def _read(self, tensor: TensorInfo, file: Path, offset: int, out: memoryview) -> None:
         done = 0

@@ -10,23 +10,18 @@ from torch import Tensor
 
 from llamaconv.piece_reader import PieceReader
 from llamaconv.pieces import TensorInfo
-from llamaconv.scratch import scratch
+from llamaconv.scratch import Reused
 
 
-class Window:
-    """Memory for one tensor at a time, the same memory again and again."""
-
-    def __init__(self) -> None:
-        self.memory = memoryview(b"")
+class Window(Reused):
+    """Memory for one tensor at a time."""
 
     def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor whose values are whatever was there; the one before it is not valid any more."""
         n_bytes = prod(shape) * dtype.itemsize
         if not n_bytes:
             return torch.empty(tuple(shape), dtype=dtype)  # frombuffer takes no empty one
-        if len(self.memory) < n_bytes:
-            self.memory = scratch(n_bytes)
-        return torch.frombuffer(self.memory[:n_bytes], dtype=dtype).view(*shape)
+        return torch.frombuffer(self.take(n_bytes), dtype=dtype).view(*shape)
 
 
 def read_rows(
@@ -40,5 +35,5 @@ def read_rows(
     shape = (last - first, *info.shape[1:])
     window = window or Window()
     rows = window.tensor(shape, getattr(torch, info.dtype))
-    reader.read_rows(info, first, last, window.memory[: rows.nbytes])
+    reader.read_rows(info, first, last, window.take(rows.nbytes))
     return rows

@@ -401,6 +401,14 @@ def test_files_say_the_same_where_there_is_no_address_space_for_them(
     # The checks read both with torch's own loaders, and compare every element.
     assert plain.verification and plain.verification.ok
     assert limited.verification and limited.verification.ok
+    assert plain.receipt.tensors == limited.receipt.tensors
+    if to == "meta":
+        one, other = (
+            torch.load(done.target / "consolidated.00.pth", weights_only=True)
+            for done in (plain, limited)
+        )
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_scaling_by_32_comes_through_its_checks(

@@ -25,7 +25,7 @@ from llamaconv.params import LlamaParams
 from llamaconv.params_json import to_params_json
 from llamaconv.pieces import DTYPE_BYTES, TensorInfo
 from llamaconv.ranks import ALONE, Ranks
-from llamaconv.scratch import scratch
+from llamaconv.scratch import Reused
 
 
 def write(
@@ -105,13 +105,11 @@ def _payload(
 
     def columns(row: int) -> Iterator[memoryview]:
         left, right = start[1] * item, (start[1] + shape[1]) * item
-        buffer = memoryview(b"")
+        buffer = Reused()
         for block in whole.blocks(row):
             rows = torch.frombuffer(block, dtype=torch.uint8).view(-1, tensor.row_bytes)
             cut = rows[:, left:right]
-            if len(buffer) < cut.numel():
-                buffer = scratch(cut.numel())
-            out = buffer[: cut.numel()]
+            out = buffer.take(cut.numel())
             torch.frombuffer(out, dtype=torch.uint8).view(cut.shape).copy_(cut)
             yield out
 
