@@ -12,7 +12,14 @@ from pathlib import Path
 from llamaconv import keys, receipt
 from llamaconv.files import open_file
 from llamaconv.foreign import what_names_are
-from llamaconv.formats.dcp_metadata import Entry, Offsets, Place, read_metadata
+from llamaconv.formats.dcp_metadata import (
+    NAME,
+    Entry,
+    Offsets,
+    Place,
+    UnknownEntry,
+    read_metadata,
+)
 from llamaconv.formats.torch_archive import Archive
 from llamaconv.fused import is_fused
 from llamaconv.pieces import Checkpoint, Ignored, Piece, TensorInfo
@@ -30,7 +37,7 @@ def open_folder(folder: Path) -> Checkpoint:
     metadata cannot be trusted or read.
     """
     metadata = read_metadata(folder)
-    problems: list[Problem] = []
+    problems = [warning(f"{folder / NAME}: {addition}") for addition in metadata.additions]
     written = receipt.try_read(folder, problems) or _of_step_0(folder, problems)
     ignored: list[Ignored] = []
     tensors: dict[str, TensorInfo] = {}
@@ -42,6 +49,8 @@ def open_folder(folder: Path) -> Checkpoint:
             ignored.append(Ignored(name, "RoPE's angles: every model computes them anew"))
         elif name in lost:
             continue
+        elif isinstance(entry, UnknownEntry):
+            problems.append(Problem(f"{folder / NAME}: tensor {name}: {entry.reason}", (name,)))
         elif entry is not None:
             try:
                 tensors[name] = _tensor(folder, name, entry, metadata.places)

@@ -11,6 +11,7 @@ Limit: protocols 2 to 5, as Python 3 writes them; a pickle that was written by h
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -26,7 +27,11 @@ class Bytes(Protocol):
 
 
 class ForeignError(ValueError):
-    """The pickle names something that was not admitted; ``str`` is its name."""
+    """The pickle names something that no version of the writer needs; ``str`` is its name."""
+
+
+class UnknownFormError(ValueError):
+    """The content is in a form that llamaconv does not know; ``str`` says which."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,16 +67,32 @@ class Persistent:
     key: Any
 
 
-def read(content: Bytes, admitted: Collection[str], members: Collection[str] = ()) -> Any:
-    """The one value in ``content``; ``admitted`` are the names, with their modules, that it may name.
+_NO_NAME = re.compile(r"(?!)")
 
-    ``members`` are those of enumerations that it may get by ``getattr``, which gets nothing else.
 
-    Raises `ForeignError` for any other name, and ``ValueError`` where it is damaged, or does what
-    no checkpoint needs.
+def read(
+    content: Bytes,
+    admitted: Collection[str],
+    members: Collection[str] = (),
+    later: re.Pattern[str] = _NO_NAME,
+) -> Any:
+    """Read the one value in ``content``.
+
+    Args:
+        content: The pickle.
+        admitted: The names, with their modules, that it may use.
+        members: The members of enumerations that it may get by ``getattr``, which gets nothing else.
+        later: Matches further names and members, those that a later version of the writer may
+            use. They are values like all others (`Named`, `Made`, `Member`), and the caller decides
+            whether they matter. Such a class is made as Python makes a dataclass or the member of
+            an enumeration: without arguments, or from one whole number.
+
+    Raises:
+        ForeignError: The pickle uses any other name.
+        ValueError: It is damaged, or does what no checkpoint needs.
     """
     try:
-        return _Machine(content, admitted, members).run()
+        return _Machine(content, admitted, members, later).run()
     except (IndexError, struct.error, TypeError) as error:
         raise ValueError("it is damaged, or was made by hand") from error
 
@@ -84,10 +105,17 @@ _GETATTR = ("builtins.getattr", "__builtin__.getattr")
 
 
 class _Machine:
-    def __init__(self, content: Bytes, admitted: Collection[str], members: Collection[str]) -> None:
+    def __init__(
+        self,
+        content: Bytes,
+        admitted: Collection[str],
+        members: Collection[str],
+        later: re.Pattern[str],
+    ) -> None:
         self.content = content
         self.admitted = {*admitted, *_GETATTR} if members else admitted
         self.members = members
+        self.later = later
         self.names: dict[str, Named] = {}
         self.at = 0
 
@@ -181,6 +209,8 @@ class _Machine:
                     raise ValueError("it calls what has no name")
                 if made.name in _GETATTR:
                     push(self._member(args))
+                elif made.name not in self.admitted and not _is_plain(op, args):
+                    raise ForeignError(made.name)
                 else:
                     plain = made.name == _ORDERED_DICT and not args
                     push({} if plain else Made(made.name, args))
@@ -227,15 +257,16 @@ class _Machine:
             raise ValueError("it names something by what is no name")
         full = f"{module}.{name}"
         # Neither "torch" with "serialization.os.system" nor any other cut of a name that is admitted.
-        if "." in name or full not in self.admitted:
+        if "." in name or not (full in self.admitted or self.later.fullmatch(full)):
             raise ForeignError(full)
         return self.names.setdefault(full, Named(full))
 
     def _member(self, args: tuple[Any, ...]) -> Member:
-        named = len(args) == 2 and type(args[0]) is Named and type(args[1]) is str
-        if not named or (full := f"{args[0].name}.{args[1]}") not in self.members:
-            raise ForeignError("builtins.getattr")
-        return Member(full)
+        if len(args) == 2 and type(args[0]) is Named and type(args[1]) is str:
+            full = f"{args[0].name}.{args[1]}"
+            if full in self.members or ("." not in args[1] and self.later.fullmatch(full)):
+                return Member(full)
+        raise ForeignError("builtins.getattr")
 
     def _set_items(self, target: object, items: list[Any]) -> None:
         keys = items[::2]
@@ -244,6 +275,11 @@ class _Machine:
         if not all(type(key) in _KEYS for key in keys):
             raise ValueError("it has a key that is neither a text nor a number")
         target.update(zip(keys, items[1::2], strict=True))
+
+
+def _is_plain(op: int, args: tuple[Any, ...]) -> bool:
+    """Whether Python makes a dataclass (NEWOBJ) or the member of an enumeration (REDUCE) like this."""
+    return not args if op == 0x81 else len(args) == 1 and type(args[0]) is int
 
 
 def _text(content: bytes) -> str:

@@ -10,13 +10,21 @@ Limit: the format of torch 1.6 and later, records that are not compressed, conti
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any, BinaryIO
 
-from llamaconv.formats.plain_pickle import Made, Named, Persistent, read
+from llamaconv.formats.plain_pickle import (
+    ForeignError,
+    Made,
+    Named,
+    Persistent,
+    UnknownFormError,
+    read,
+)
 from llamaconv.pieces import DTYPE_BYTES
 
 # Of torch's names, what a dict of tensors consists of.
@@ -44,6 +52,9 @@ _ADMITTED = frozenset(
     | _DTYPES.keys()
 )
 
+# What torch uses for tensors of other kinds (sparse, quantised), or may use some day.
+_OTHER_TENSORS = re.compile(r"torch\._utils\._rebuild_\w+|torch\.(storage\.)?\w+Storage", re.ASCII)
+
 _MOST_DIRECTORY_BYTES = 64 << 20
 _MOST_PICKLE_BYTES = 100_000_000
 _MOST_DIMENSIONS = 8
@@ -61,8 +72,12 @@ class Stored:
 class Archive:
     """The archive that begins at byte ``start`` of ``file`` and is ``length`` bytes long.
 
-    ``value`` is what was saved, tensors in it as `Made`; `tensor` says what such a one is. Raises
-    ``ValueError`` where it is damaged, and `ForeignError` where it names anything but tensors.
+    ``value`` is what was saved, tensors in it as `Made`; `tensor` says what such a one is.
+
+    Raises:
+        UnknownFormError: It holds tensors in a form that is not read.
+        ForeignError: It names anything but tensors.
+        ValueError: It is damaged.
     """
 
     def __init__(self, file: BinaryIO, start: int, length: int) -> None:
@@ -77,7 +92,15 @@ class Archive:
         order = f"{self._top}byteorder"
         if order in self._records and (found := self._whole(order, 16)) != b"little":
             raise ValueError(f"its byteorder is {found!r}, little was expected")
-        self.value = read(self._whole(pickles[0], _MOST_PICKLE_BYTES), _ADMITTED)
+        try:
+            self.value = read(self._whole(pickles[0], _MOST_PICKLE_BYTES), _ADMITTED)
+        except ForeignError as error:
+            if not _OTHER_TENSORS.fullmatch(str(error)):
+                raise
+            raise UnknownFormError(
+                f"a tensor in it is made by {error}, which this version of llamaconv does not know: "
+                "it is not a plain tensor, or a later torch wrote it"
+            ) from None
 
     def tensor(self, made: Any) -> Stored:
         """What a tensor of `value` is. Raises ``ValueError`` where it is none that can be read."""
@@ -99,7 +122,10 @@ class Archive:
             raise ValueError("is not described as torch describes a tensor")
         _sizes((first, n_stored))
         if not _is_contiguous(shape, strides):
-            raise ValueError("its rows are not contiguous; save it again with .contiguous()")
+            raise ValueError(
+                f"its rows are not contiguous (shape {list(shape)}, strides {list(strides)}); save "
+                "it again with .contiguous()"
+            )
         begin, n_bytes = first * DTYPE_BYTES[dtype], prod(shape) * DTYPE_BYTES[dtype]
         at, there = self._place(f"{self._top}data/{key}")
         if begin + n_bytes > n_stored * item or n_stored * item != there:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from llamaconv.files import open_file, what_it_is
-from llamaconv.formats.plain_pickle import ForeignError
+from llamaconv.formats.plain_pickle import ForeignError, UnknownFormError
 from llamaconv.formats.torch_archive import Archive
 from llamaconv.pieces import Piece, TensorInfo
 from llamaconv.problems import Problem
@@ -33,6 +33,8 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], list[Problem]]:
             return _tensors(path, archive)
     except OSError as error:
         return no_tensors(error.strerror or str(error))
+    except UnknownFormError as error:
+        return no_tensors(str(error))
     except ForeignError as error:
         return no_tensors(
             f"not only weights, and was not opened further: it asks for {error}, which no dict of "
