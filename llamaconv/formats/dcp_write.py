@@ -26,9 +26,10 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageIn
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
-    StorageMeta,
     TensorProperties,
+    TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.metadata import Metadata as TorchMetadata
 from torch.distributed.checkpoint.planner import (
     SavePlan,
     SavePlanner,
@@ -41,6 +42,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from llamaconv.formats.blocks import Blocks, File, rows_payload, write_files
+from llamaconv.formats.dcp_metadata import Entry, Metadata, Offsets, Place, UnknownEntry
+from llamaconv.formats.dcp_metadata_write import write_metadata
 from llamaconv.formats.output import Output
 from llamaconv.formats.torch_stream import save_streamed, without_data
 from llamaconv.pieces import TensorInfo
@@ -127,10 +130,21 @@ class _StreamWriter(FileSystemWriter):
         self.ranks = ranks
         self._digests: dict[tuple[str, int], str] = {}
 
-    def storage_meta(self) -> StorageMeta:
-        # Torch would record the folder's path and a random id; without them the same
-        # conversion gives the same bytes, and the folder can be moved.
-        return StorageMeta()
+    def finish(self, metadata: TorchMetadata, results: list[list[WriteResult]]) -> None:
+        """Write what torch's planner and we have found, in the form that every torch reads."""
+        entries: dict[str, Entry | UnknownEntry | None] = {}
+        for name, found in metadata.state_dict_metadata.items():
+            assert isinstance(found, TensorStorageMetadata)
+            dtype = str(found.properties.dtype).removeprefix("torch.")
+            chunks = tuple((tuple(one.offsets), tuple(one.sizes)) for one in found.chunks)
+            entries[name] = Entry(dtype, tuple(found.size), chunks)
+        places: dict[tuple[str, Offsets | None], Place] = {}
+        for written in (result for one in results for result in one):
+            info: _StorageInfo = written.storage_data
+            assert written.index.offset is not None
+            place = Place(info.relative_path, info.offset, info.length)
+            places[written.index.fqn, tuple(written.index.offset)] = place
+        write_metadata(self.folder, Metadata(entries, places))
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         future: Future[list[WriteResult]] = Future()
