@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import mmap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,8 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from llamaconv.formats.dcp_metadata import read_metadata
 from llamaconv.piece_reader import PieceReader
 from llamaconv.pieces import Checkpoint, Piece, TensorInfo
-from llamaconv.problems import FailedError
+from llamaconv.problems import FailedError, LlamaconvError
+from llamaconv.torch_metadata import unpickle_metadata
 from llamaconv.torch_rows import Window, read_rows
 
 # Tensors up to this size are loaded by `dcp.load` whole, a batch at a time. It holds each several
@@ -35,12 +37,30 @@ from llamaconv.torch_rows import Window, read_rows
 WHOLE_BYTES = 2 << 20
 
 
+@contextmanager
+def _failures_named(path: object, reader: str) -> Iterator[None]:
+    """Let what a reader raises leave as a `FailedError` that says which reader failed on what.
+
+    Readers of other people raise whatever their libraries do, and their texts name no file.
+    `LlamaconvError` already names both; ``OSError`` is the machine's, which the command line says.
+    """
+    try:
+        yield
+    except (LlamaconvError, OSError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".split("\n", maxsplit=1)[0]
+        raise FailedError(f"{path}: cannot be read by {reader} ({reason})") from error
+
+
 class Oracle:
     """Rows of a checkpoint's tensors, by a reader that is not ours.
 
-    ``concession`` says, for the report, where it is ours after all.
+    ``reader`` names it. ``concession`` says, for the report, where it is ours after all. What it
+    raises, of whatever class, becomes a `FailedError` that names checkpoint, reader and reason.
     """
 
+    reader = "llamaconv's own reader"
     concession = ""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -48,13 +68,29 @@ class Oracle:
         self.window = Window()
 
     def prefetch(self, names: Sequence[str]) -> None:
-        """Says which tensors are asked for next; those before may be forgotten."""
+        """Say which tensors are asked for next; those before may be forgotten.
+
+        Raises:
+            FailedError: The reader failed.
+        """
+        with _failures_named(self.checkpoint.path, self.reader):
+            self._prefetch(names)
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
-        """Rows ``first`` to ``last``, the last one excluded, as they are stored.
+        """Return rows ``first`` to ``last``, the last one excluded, as they are stored.
 
-        Valid until this oracle is asked for others: its window is used again.
+        They are valid until this oracle is asked for others: its window is used again.
+
+        Raises:
+            FailedError: The reader failed.
         """
+        with _failures_named(self.checkpoint.path, self.reader):
+            return self._rows(name, first, last)
+
+    def _prefetch(self, names: Sequence[str]) -> None:
+        pass
+
+    def _rows(self, name: str, first: int, last: int) -> Tensor:
         raise AssertionError
 
     def _plain_rows(self, name: str, first: int, last: int) -> Tensor:
@@ -63,7 +99,9 @@ class Oracle:
 
 
 class SafetensorsOracle(Oracle):
-    def rows(self, name: str, first: int, last: int) -> Tensor:
+    reader = "the safetensors library"
+
+    def _rows(self, name: str, first: int, last: int) -> Tensor:
         tensor = self.checkpoint.tensors[name]
         if len(tensor.pieces) == 1:
             return self._slice(tensor.pieces[0], name, first, last)
@@ -96,6 +134,8 @@ class SafetensorsOracle(Oracle):
 
 
 class DcpOracle(Oracle):
+    reader = "torch.distributed.checkpoint"
+
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
         self._loaded: dict[str, Tensor] = {}
@@ -104,7 +144,7 @@ class DcpOracle(Oracle):
     def _reader(self) -> DcpReader:
         return DcpReader(self.checkpoint.local_path)
 
-    def prefetch(self, names: Sequence[str]) -> None:
+    def _prefetch(self, names: Sequence[str]) -> None:
         tensors = [self.checkpoint.tensors[name] for name in dict.fromkeys(names)]
         small = [t for t in tensors if t.nbytes <= WHOLE_BYTES and not t.stored]
         self._loaded = load_dcp(self._reader, small)
@@ -129,7 +169,7 @@ class DcpOracle(Oracle):
             part = parts[tensor.name.split(".")[-2]]
             self._loaded[tensor.name] = part.reshape(tensor.shape)
 
-    def rows(self, name: str, first: int, last: int) -> Tensor:
+    def _rows(self, name: str, first: int, last: int) -> Tensor:
         if name in self._loaded:
             return self._loaded[name][first:last]
         return self._plain_rows(name, first, last)
@@ -138,15 +178,17 @@ class DcpOracle(Oracle):
 class TorchFileOracle(Oracle):
     """``torch.load``, mapped, and ``torch.cat`` where a tensor lies in several files."""
 
+    reader = "torch.load"
+
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
         self._files: dict[Path, dict[str, Tensor]] = {}
 
-    def prefetch(self, names: Sequence[str]) -> None:
+    def _prefetch(self, names: Sequence[str]) -> None:
         # Mapped anew a batch: what was read of a mapping counts as memory until it is closed.
         self._files.clear()
 
-    def rows(self, name: str, first: int, last: int) -> Tensor:
+    def _rows(self, name: str, first: int, last: int) -> Tensor:
         tensor = self.checkpoint.tensors[name]
         parts = []
         for piece in tensor.pieces:
@@ -171,7 +213,7 @@ class PlainOracle(Oracle):
 
     concession = "read by the engine's own plain reads, since the filesystem cannot map files"
 
-    def rows(self, name: str, first: int, last: int) -> Tensor:
+    def _rows(self, name: str, first: int, last: int) -> Tensor:
         return self._plain_rows(name, first, last)
 
 
@@ -198,14 +240,15 @@ def oracle(checkpoint: Checkpoint) -> Oracle:
 class DcpReader(FileSystemReader):
     """Torch's reader of one checkpoint, with the metadata read once, and only after ours has.
 
-    Torch does whatever `.metadata` says. And where it cannot be read, `dcp.load` would log a
-    traceback, look for other files and then complain of those.
+    Torch does whatever `.metadata` says, and reads only what the same torch and Python wrote (see
+    `torch_metadata`). And where it cannot be read, `dcp.load` would log a traceback, look for other
+    files and then complain of those.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         read_metadata(folder)
-        self._metadata = super().read_metadata()
+        self._metadata = unpickle_metadata(folder)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self._metadata

@@ -17,13 +17,11 @@ Memory stays bounded: tensors are compared a window of whole heads or of rows at
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from llamaconv import keys, model
@@ -47,11 +45,8 @@ _FORWARD_TOKENS = 512
 # Logits of the two layouts differ only by the rounding of float32 sums.
 _LOGIT_TOLERANCE = 1e-3
 
-# What torch, safetensors and the disk raise for a target that cannot be read back.
-_UNREADABLE = (
-    *(SafetensorError, LlamaconvError, pickle.UnpicklingError),
-    *(OSError, RuntimeError, ValueError, LookupError, EOFError),
-)
+# What the oracles and the disk raise for a side that cannot be read.
+_UNREADABLE = (LlamaconvError, OSError)
 
 
 def verify_checkpoint(
@@ -146,12 +141,11 @@ def verify_plan(
     return Verification(tuple(checks), tuple(comparison.layers), tuple(comparison.tensors))
 
 
-def _reason(error: BaseException, plan: Plan, folder: Path) -> str:
-    """What to say of an error that a reader raised; those of libraries name no file."""
+def _reason(error: LlamaconvError | OSError, plan: Plan, folder: Path) -> str:
+    """Return what to report of an error that arose while both sides were read."""
     if isinstance(error, LlamaconvError):
         return error.problems[0].message
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return f"{plan.source.path} or {folder} cannot be read by others' readers ({reason})"
+    return f"{error.filename or f'{plan.source.path} or {folder}'}: {error.strerror or error}"
 
 
 def _check_structure(plan: Plan, target: Checkpoint) -> Check:

@@ -61,7 +61,7 @@ ORDER = [
     "plan head assets index_diff browse",
     "target_check",
     "planner staging preview agreement",
-    "checks oracles stated",
+    "checks torch_metadata oracles stated",
     "comparison",
     "receipt_check",
     "verify engine",
