@@ -11,9 +11,10 @@ Limit: protocols 2 to 5, as Python 3 writes them; a pickle that was written by h
 
 from __future__ import annotations
 
+import pickle
 import re
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -102,9 +103,16 @@ _KEYS = (str, int, Made)
 _ORDERED_DICT = "collections.OrderedDict"
 # By its name of Python 3, and by that of protocol 2.
 _GETATTR = ("builtins.getattr", "__builtin__.getattr")
+# Longest name of a module or a class, in bytes.
+_MOST_NAME = 500
 
 
 class _Machine:
+    """The stack, the marks and the memo, and one method per operation.
+
+    A method is given the offset after its opcode and returns the offset of the next opcode.
+    """
+
     def __init__(
         self,
         content: Bytes,
@@ -117,149 +125,230 @@ class _Machine:
         self.members = members
         self.later = later
         self.names: dict[str, Named] = {}
-        self.at = 0
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: list[Any] = []
 
     def run(self) -> Any:
         content, at = self.content, 0
-        stack: list[Any] = []
-        marks: list[int] = []
-        memo: list[Any] = []
-        push, pop = stack.append, stack.pop
-        # The operations stand in about the order in which they are frequent.
-        while True:
-            op = content[at]
-            at += 1
-            if op == 0x94:  # MEMOIZE
-                memo.append(stack[-1])
-            elif op == 0x68:  # BINGET
-                push(memo[content[at]])
-                at += 1
-            elif op == 0x6A:  # LONG_BINGET
-                push(memo[int.from_bytes(content[at : at + 4], "little")])
-                at += 4
-            elif op in (0x71, 0x72):  # BINPUT, LONG_BINPUT
-                width = 1 if op == 0x71 else 4
-                if int.from_bytes(content[at : at + width], "little") != len(memo):
-                    raise ValueError("its memo is not filled in order")
-                memo.append(stack[-1])
-                at += width
-            elif op == 0x4B:  # BININT1
-                push(content[at])
-                at += 1
-            elif op == 0x4D:  # BININT2
-                push(int.from_bytes(self._take(at, 2), "little"))
-                at += 2
-            elif op == 0x4A:  # BININT
-                push(int.from_bytes(self._take(at, 4), "little", signed=True))
-                at += 4
-            elif op == 0x85:  # TUPLE1
-                stack[-1] = (stack[-1],)
-            elif op == 0x86:  # TUPLE2
-                stack[-2:] = [(stack[-2], stack[-1])]
-            elif op == 0x87:  # TUPLE3
-                stack[-3:] = [(stack[-3], stack[-2], stack[-1])]
-            elif op in _LENGTHS:
-                width, decode = _LENGTHS[op]
-                length = int.from_bytes(self._take(at, width), "little")
-                at += width
-                push(decode(self._take(at, length)))
-                at += length
-            elif op == 0x28:  # MARK
-                marks.append(len(stack))
-            elif op == 0x7D:  # EMPTY_DICT
-                push({})
-            elif op == 0x5D:  # EMPTY_LIST
-                push([])
-            elif op == 0x29:  # EMPTY_TUPLE
-                push(())
-            elif op == 0x74:  # TUPLE
-                start = marks.pop()
-                stack[start:] = [tuple(stack[start:])]
-            elif op in (0x75, 0x73):  # SETITEMS, SETITEM
-                start = marks.pop() if op == 0x75 else len(stack) - 2
-                items = stack[start:]
-                del stack[start:]
-                self._set_items(stack[-1], items)
-            elif op in (0x65, 0x61):  # APPENDS, APPEND
-                start = marks.pop() if op == 0x65 else len(stack) - 1
-                items = stack[start:]
-                del stack[start:]
-                if type(stack[-1]) is not list:
-                    raise ValueError("it appends to what is no list")
-                stack[-1].extend(items)
-            elif op == 0x93:  # STACK_GLOBAL
-                name, module = pop(), pop()
-                push(self._named(module, name))
-            elif op == 0x63:  # GLOBAL
-                middle = content.find(b"\n", at)
-                end = content.find(b"\n", middle + 1)
-                # Names of modules and classes; a line without an end is none.
-                if not 0 < middle - at < 500 or not 0 < end - middle < 500:
-                    raise ValueError("it ends early")
-                push(
-                    self._named(
-                        content[at:middle].decode("ascii"),
-                        content[middle + 1 : end].decode("ascii"),
-                    )
-                )
-                at = end + 1
-            elif op in (0x81, 0x52):  # NEWOBJ, REDUCE
-                args, made = pop(), pop()
-                if type(args) is not tuple or type(made) is not Named:
-                    raise ValueError("it calls what has no name")
-                if made.name in _GETATTR:
-                    push(self._member(args))
-                elif made.name not in self.admitted and not _is_plain(op, args):
-                    raise ForeignError(made.name)
-                else:
-                    plain = made.name == _ORDERED_DICT and not args
-                    push({} if plain else Made(made.name, args))
-            elif op == 0x62:  # BUILD
-                state, made = pop(), stack[-1]
-                # The attributes of an OrderedDict are none of its items. What a call gave may be
-                # something that others use too, as the member of an enumeration is.
-                if type(made) is Made and made.state is None and not made.args:
-                    made.state = state
-                elif type(made) is not dict:
-                    raise ValueError("it sets the state of what it has not made")
-            elif op == 0x4E:  # NONE
-                push(None)
-            elif op == 0x88:  # NEWTRUE
-                push(True)
-            elif op == 0x89:  # NEWFALSE
-                push(False)
-            elif op == 0x47:  # BINFLOAT
-                push(struct.unpack(">d", self._take(at, 8))[0])
-                at += 8
-            elif op == 0x51:  # BINPERSID
-                push(Persistent(pop()))
-            elif op == 0x80:  # PROTO
-                if not 2 <= content[at] <= 5:
-                    raise ValueError("it is no pickle of the protocols 2 to 5")
-                at += 1
-            elif op == 0x95:  # FRAME
-                at += 8
-            elif op == 0x2E:  # STOP
-                if len(stack) != 1:
-                    raise ValueError("it ends with more than one value")
-                return stack[0]
-            else:
-                raise ValueError(f"it has the operation {op:#x}, which no checkpoint needs")
+        methods = [self._unknown_operation] * 256
+        for code, method in _METHODS.items():
+            methods[code] = method.__get__(self)
+        while at != _STOPPED:
+            at = methods[content[at]](at + 1)
+        if len(self.stack) != 1:
+            raise ValueError("it ends with more than one value")
+        return self.stack[0]
 
-    def _take(self, at: int, length: int) -> bytes:
-        if at + length > len(self.content):
+    # Values.
+
+    def _none(self, at: int) -> int:
+        self.stack.append(None)
+        return at
+
+    def _true(self, at: int) -> int:
+        self.stack.append(True)
+        return at
+
+    def _false(self, at: int) -> int:
+        self.stack.append(False)
+        return at
+
+    def _int_1(self, at: int) -> int:
+        self.stack.append(self.content[at])
+        return at + 1
+
+    def _int_2(self, at: int) -> int:
+        self.stack.append(int.from_bytes(self._take(at, 2), "little"))
+        return at + 2
+
+    def _int_4(self, at: int) -> int:
+        self.stack.append(int.from_bytes(self._take(at, 4), "little", signed=True))
+        return at + 4
+
+    def _long(self, at: int) -> int:
+        content, end = self._counted(at, 1)
+        self.stack.append(int.from_bytes(content, "little", signed=True))
+        return end
+
+    def _float(self, at: int) -> int:
+        self.stack.append(struct.unpack(">d", self._take(at, 8))[0])
+        return at + 8
+
+    def _short_text(self, at: int) -> int:
+        return self._text(at, 1)
+
+    def _text_4(self, at: int) -> int:
+        return self._text(at, 4)
+
+    def _text_8(self, at: int) -> int:
+        return self._text(at, 8)
+
+    def _text(self, at: int, width: int) -> int:
+        content, end = self._counted(at, width)
+        self.stack.append(content.decode("utf-8", "surrogatepass"))
+        return end
+
+    def _short_bytes(self, at: int) -> int:
+        return self._bytes(at, 1)
+
+    def _bytes_4(self, at: int) -> int:
+        return self._bytes(at, 4)
+
+    def _bytes(self, at: int, width: int) -> int:
+        content, end = self._counted(at, width)
+        self.stack.append(content)
+        return end
+
+    def _counted(self, at: int, width: int) -> tuple[bytes, int]:
+        """The bytes after their length, which has ``width`` bytes, and the offset behind them."""
+        length = int.from_bytes(self._take(at, width), "little")
+        return self._take(at + width, length), at + width + length
+
+    # Collections.
+
+    def _mark(self, at: int) -> int:
+        self.marks.append(len(self.stack))
+        return at
+
+    def _empty_dict(self, at: int) -> int:
+        self.stack.append({})
+        return at
+
+    def _empty_list(self, at: int) -> int:
+        self.stack.append([])
+        return at
+
+    def _empty_tuple(self, at: int) -> int:
+        self.stack.append(())
+        return at
+
+    def _tuple_1(self, at: int) -> int:
+        self.stack[-1] = (self.stack[-1],)
+        return at
+
+    def _tuple_2(self, at: int) -> int:
+        stack = self.stack
+        stack[-2:] = [(stack[-2], stack[-1])]
+        return at
+
+    def _tuple_3(self, at: int) -> int:
+        stack = self.stack
+        stack[-3:] = [(stack[-3], stack[-2], stack[-1])]
+        return at
+
+    def _tuple(self, at: int) -> int:
+        start = self.marks.pop()
+        self.stack[start:] = [tuple(self.stack[start:])]
+        return at
+
+    def _append(self, at: int) -> int:
+        self._extend(len(self.stack) - 1)
+        return at
+
+    def _appends(self, at: int) -> int:
+        self._extend(self.marks.pop())
+        return at
+
+    def _extend(self, start: int) -> None:
+        items = self._popped(start)
+        if type(self.stack[-1]) is not list:
+            raise ValueError("it appends to a value that is not a list")
+        self.stack[-1].extend(items)
+
+    def _set_item(self, at: int) -> int:
+        self._update(len(self.stack) - 2)
+        return at
+
+    def _set_items(self, at: int) -> int:
+        self._update(self.marks.pop())
+        return at
+
+    def _update(self, start: int) -> None:
+        items = self._popped(start)
+        keys = items[::2]
+        if type(self.stack[-1]) is not dict or len(items) % 2:
+            raise ValueError("it sets items of a value that is not a dict")
+        if not all(type(key) in _KEYS for key in keys):
+            raise ValueError("it has a key that is neither a text nor a number")
+        self.stack[-1].update(zip(keys, items[1::2], strict=True))
+
+    def _popped(self, start: int) -> list[Any]:
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    # The memo.
+
+    def _memoize(self, at: int) -> int:
+        self.memo.append(self.stack[-1])
+        return at
+
+    def _get_1(self, at: int) -> int:
+        self.stack.append(self.memo[self.content[at]])
+        return at + 1
+
+    def _get_4(self, at: int) -> int:
+        self.stack.append(self.memo[int.from_bytes(self.content[at : at + 4], "little")])
+        return at + 4
+
+    def _put_1(self, at: int) -> int:
+        return self._put(at, 1)
+
+    def _put_4(self, at: int) -> int:
+        return self._put(at, 4)
+
+    def _put(self, at: int, width: int) -> int:
+        if int.from_bytes(self.content[at : at + width], "little") != len(self.memo):
+            raise ValueError("its memo is not filled in order")
+        self.memo.append(self.stack[-1])
+        return at + width
+
+    # What it names, and what it has made.
+
+    def _stack_global(self, at: int) -> int:
+        name, module = self.stack.pop(), self.stack.pop()
+        self.stack.append(self._named(module, name))
+        return at
+
+    def _global(self, at: int) -> int:
+        middle = self.content.find(b"\n", at)
+        end = self.content.find(b"\n", middle + 1)
+        if not 0 < middle - at < _MOST_NAME or not 0 < end - middle < _MOST_NAME:
             raise ValueError("it ends early")
-        taken: bytes = self.content[at : at + length]
-        return taken
+        module, name = self.content[at:middle], self.content[middle + 1 : end]
+        self.stack.append(self._named(module.decode("ascii"), name.decode("ascii")))
+        return end + 1
 
     def _named(self, module: object, name: object) -> Named:
         if type(module) is not str or type(name) is not str:
-            raise ValueError("it names something by what is no name")
+            raise ValueError("it names something by a value that is not a text")
         full = f"{module}.{name}"
         # Neither "torch" with "serialization.os.system" nor any other cut of a name that is admitted.
         if "." in name or not (full in self.admitted or self.later.fullmatch(full)):
             raise ForeignError(full)
         return self.names.setdefault(full, Named(full))
+
+    def _new_object(self, at: int) -> int:
+        return self._make(at, lambda args: not args)
+
+    def _reduce(self, at: int) -> int:
+        return self._make(at, lambda args: len(args) == 1 and type(args[0]) is int)
+
+    def _make(self, at: int, is_plain: Callable[[tuple[Any, ...]], bool]) -> int:
+        """Calls what is named; ``is_plain`` tells the arguments that a later class may have."""
+        args, named = self.stack.pop(), self.stack.pop()
+        if type(args) is not tuple or type(named) is not Named:
+            raise ValueError("it calls a value that is not a name")
+        name = named.name
+        if name in _GETATTR:
+            self.stack.append(self._member(args))
+        elif name not in self.admitted and not is_plain(args):
+            raise ForeignError(name)
+        else:
+            plain = name == _ORDERED_DICT and not args
+            self.stack.append({} if plain else Made(name, args))
+        return at
 
     def _member(self, args: tuple[Any, ...]) -> Member:
         if len(args) == 2 and type(args[0]) is Named and type(args[1]) is str:
@@ -268,30 +357,87 @@ class _Machine:
                 return Member(full)
         raise ForeignError("builtins.getattr")
 
-    def _set_items(self, target: object, items: list[Any]) -> None:
-        keys = items[::2]
-        if type(target) is not dict or len(items) % 2:
-            raise ValueError("it sets items of what is no dict")
-        if not all(type(key) in _KEYS for key in keys):
-            raise ValueError("it has a key that is neither a text nor a number")
-        target.update(zip(keys, items[1::2], strict=True))
+    def _build(self, at: int) -> int:
+        state, made = self.stack.pop(), self.stack[-1]
+        # The attributes of an OrderedDict are none of its items. What a call gave may be
+        # something that others use too, as the member of an enumeration is.
+        if type(made) is Made and made.state is None and not made.args:
+            made.state = state
+        elif type(made) is not dict:
+            raise ValueError("it sets the state of a value that it has not made")
+        return at
+
+    def _persistent_id(self, at: int) -> int:
+        self.stack.append(Persistent(self.stack.pop()))
+        return at
+
+    # The frame around it.
+
+    def _protocol(self, at: int) -> int:
+        if not 2 <= self.content[at] <= 5:
+            raise ValueError("it is not a pickle of the protocols 2 to 5")
+        return at + 1
+
+    def _frame(self, at: int) -> int:
+        return at + 8
+
+    def _stop(self, at: int) -> int:
+        return _STOPPED
+
+    def _unknown_operation(self, at: int) -> int:
+        code = self.content[at - 1]
+        raise ValueError(f"it has the operation {code:#x}, which no checkpoint needs")
+
+    def _take(self, at: int, length: int) -> bytes:
+        if at + length > len(self.content):
+            raise ValueError("it ends early")
+        taken: bytes = self.content[at : at + length]
+        return taken
 
 
-def _is_plain(op: int, args: tuple[Any, ...]) -> bool:
-    """Whether Python makes a dataclass (NEWOBJ) or the member of an enumeration (REDUCE) like this."""
-    return not args if op == 0x81 else len(args) == 1 and type(args[0]) is int
-
-
-def _text(content: bytes) -> str:
-    return content.decode("utf-8", "surrogatepass")
-
-
-# Bytes of the length that stands before the value, and what the value is made of.
-_LENGTHS: dict[int, tuple[int, Any]] = {
-    0x8C: (1, _text),  # SHORT_BINUNICODE
-    0x58: (4, _text),  # BINUNICODE
-    0x8D: (8, _text),  # BINUNICODE8
-    0x43: (1, bytes),  # SHORT_BINBYTES
-    0x42: (4, bytes),  # BINBYTES
-    0x8A: (1, lambda content: int.from_bytes(content, "little", signed=True)),  # LONG1
+_STOPPED = -1
+# Every operation that is read. Python's own names, of which `pickletools` tells the meaning.
+_METHODS: dict[int, Callable[[_Machine, int], int]] = {
+    code[0]: method
+    for code, method in (
+        (pickle.NONE, _Machine._none),
+        (pickle.NEWTRUE, _Machine._true),
+        (pickle.NEWFALSE, _Machine._false),
+        (pickle.BININT1, _Machine._int_1),
+        (pickle.BININT2, _Machine._int_2),
+        (pickle.BININT, _Machine._int_4),
+        (pickle.LONG1, _Machine._long),
+        (pickle.BINFLOAT, _Machine._float),
+        (pickle.SHORT_BINUNICODE, _Machine._short_text),
+        (pickle.BINUNICODE, _Machine._text_4),
+        (pickle.BINUNICODE8, _Machine._text_8),
+        (pickle.SHORT_BINBYTES, _Machine._short_bytes),
+        (pickle.BINBYTES, _Machine._bytes_4),
+        (pickle.MARK, _Machine._mark),
+        (pickle.EMPTY_DICT, _Machine._empty_dict),
+        (pickle.EMPTY_LIST, _Machine._empty_list),
+        (pickle.EMPTY_TUPLE, _Machine._empty_tuple),
+        (pickle.TUPLE1, _Machine._tuple_1),
+        (pickle.TUPLE2, _Machine._tuple_2),
+        (pickle.TUPLE3, _Machine._tuple_3),
+        (pickle.TUPLE, _Machine._tuple),
+        (pickle.APPEND, _Machine._append),
+        (pickle.APPENDS, _Machine._appends),
+        (pickle.SETITEM, _Machine._set_item),
+        (pickle.SETITEMS, _Machine._set_items),
+        (pickle.MEMOIZE, _Machine._memoize),
+        (pickle.BINGET, _Machine._get_1),
+        (pickle.LONG_BINGET, _Machine._get_4),
+        (pickle.BINPUT, _Machine._put_1),
+        (pickle.LONG_BINPUT, _Machine._put_4),
+        (pickle.STACK_GLOBAL, _Machine._stack_global),
+        (pickle.GLOBAL, _Machine._global),
+        (pickle.NEWOBJ, _Machine._new_object),
+        (pickle.REDUCE, _Machine._reduce),
+        (pickle.BUILD, _Machine._build),
+        (pickle.BINPERSID, _Machine._persistent_id),
+        (pickle.PROTO, _Machine._protocol),
+        (pickle.FRAME, _Machine._frame),
+        (pickle.STOP, _Machine._stop),
+    )
 }
