@@ -135,8 +135,10 @@ class ParamsReader:
         self.sized = False
         self.error(message)
 
-    def warn(self, message: str) -> None:
-        self.problems.append(Problem(f"{self.where}: {message}", level="warning"))
+    def warn(self, message: str, is_inherent: bool = False) -> None:
+        self.problems.append(
+            Problem(f"{self.where}: {message}", level="warning", is_inherent=is_inherent)
+        )
 
     def count(self, entry: str, default: int | None = None, most: int = MOST) -> int:
         """A whole number from 1 to ``most``; 1 stands in where there is none, beside an error."""

@@ -140,7 +140,8 @@ def _scaling(reader: ParamsReader, dim: int, n_layers: int) -> RopeScaling | Non
     if (dim, n_layers) in _LLAMA_32_WIDTHS:
         reader.warn(
             "use_scaled_rope names no factor; 32 is taken, as Llama 3.2's config.json has it for "
-            "this width and depth (Meta's own code would use 8)"
+            "this width and depth (Meta's own code would use 8)",
+            is_inherent=True,
         )
         return _LLAMA_32_SCALING
     return META_SCALING

@@ -16,11 +16,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong; ``names`` lists every tensor or file concerned."""
+    """One thing that is wrong.
+
+    Attributes:
+        message: The file or tensor, what was expected and found, the likely cause, the remedy.
+        names: Every tensor or file concerned.
+        level: Whether it stops a conversion.
+        is_inherent: The format itself cannot say what is missing, so that every file of the format
+            has the problem, those that llamaconv writes too.
+    """
 
     message: str
     names: tuple[str, ...] = ()
     level: Literal["error", "warning"] = "error"
+    is_inherent: bool = False
 
     def __str__(self) -> str:
         return f"{self.level}: {shortened(printable(self.message), 8000)}"

@@ -81,8 +81,7 @@ def _in_params_json(target: Checkpoint, params: LlamaParams) -> list[str]:
     found, problems = from_params_json(entries, shapes_by_role(target.tensors, "meta"), _PARAMS)
     wrong = _differences(_PARAMS, found, params, _NOT_METAS) if found else []
     if target.receipt:
-        # params.json has no place for the factor, so its reader always says which one it takes.
-        wrong += _absent([one for one in problems if "names no factor" not in one.message])
+        wrong += _absent([one for one in problems if not one.is_inherent])
         scaled = params.rope_scaling is not None
         wrong += _other_entries(_PARAMS, entries, {"use_scaled_rope": scaled})
         wrong += _width(entries, params)
