@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from math import prod
+from typing import get_args
 
 from llamaconv import keys
 from llamaconv.index_diff import index_diff, without_path
@@ -43,23 +44,14 @@ NO_LAYER = "none"
 
 OTHER = "other"
 # In the order in which pictures and tables show them.
-_ROLES_OF_KIND = {
-    "embedding": ("tok_embeddings",),
-    "q and k": ("wq", "wk"),
-    "v and o": ("wv", "wo"),
-    "feed-forward": ("w1", "w2", "w3"),
-    "norms": ("attention_norm", "ffn_norm", "norm"),
-    "head": ("output",),
-}
-KINDS = (*_ROLES_OF_KIND, OTHER)
-_KIND_OF_ROLE = {role: kind for kind, roles in _ROLES_OF_KIND.items() for role in roles}
+KINDS: tuple[str, ...] = (*get_args(keys.Kind), OTHER)
 _ROLE_ORDER = {role: at for at, role in enumerate(keys.ROLES)}
 
 
 def kind_of(name: str, naming: str | None) -> str:
     """One of `KINDS`; "other" for every name that is no Llama's in ``naming``."""
     known = keys.identify(name, naming)
-    return _KIND_OF_ROLE[known[0].name.removesuffix(".bias")] if known else OTHER
+    return known[0].kind if known else OTHER
 
 
 def layer_of(name: str, naming: str | None) -> int | None:

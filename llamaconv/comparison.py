@@ -17,7 +17,6 @@ from torch import Tensor
 from llamaconv import keys, rope
 from llamaconv.checks import SCORE_TOLERANCE, Check, TensorResult
 from llamaconv.oracles import WHOLE_BYTES, Oracle
-from llamaconv.params import LlamaParams
 from llamaconv.plan import Move, Plan
 from llamaconv.problems import some
 from llamaconv.ranks import ALONE, Ranks
@@ -39,13 +38,11 @@ class Comparison:
     """
 
     def __init__(self, plan: Plan, source: Oracle, target: Oracle) -> None:
-        assert plan.params and plan.source.rope
         self.plan = plan
-        self.params: LlamaParams = plan.params
-        self.layout: keys.Layout = plan.source.rope
+        self.params, self.layout = plan.ready()
         self.source = source
         self.target = target
-        self.wrong_layout = other_layout(plan.source.rope)
+        self.wrong_layout = other_layout(self.layout)
         self.tensors: list[TensorResult] = []
         self.scores: list[tuple[int, float, float]] = []
         generator = torch.Generator().manual_seed(0)
@@ -74,9 +71,8 @@ class Comparison:
         """The moves, those of a layer's q and k together: their scores need both."""
         units: dict[object, list[Move]] = {}
         for move in self.plan.written:
-            known = keys.identify(move.writes, self.plan.target.naming)
-            paired = known is not None and known[0].name in ("wq", "wk")
-            units.setdefault(known[1] if known and paired else move.writes, []).append(move)
+            role, layer = move.place
+            units.setdefault(layer if role in ("wq", "wk") else move.writes, []).append(move)
         return list(units.values())
 
     def findings(self) -> dict[str, Any]:
@@ -98,8 +94,7 @@ class Comparison:
     def _compare(self, move: Move, row_bytes: int) -> Iterator[int]:
         """Compares one tensor window by window; yields the rows of each."""
         dtype = getattr(torch, move.dtype)
-        known = keys.identify(move.writes, self.plan.target.naming)
-        heads = getattr(self.params, known[0].heads) if known and known[0].heads else None
+        heads = move.role.n_heads(self.params) if move.role else None
         unit = move.shape[0] // heads if heads else 1
         step = max(1, WINDOW_BYTES // (unit * row_bytes)) * unit
         products: list[tuple[Tensor, Tensor]] = []
@@ -124,8 +119,8 @@ class Comparison:
             n_if_wrong += different if wrong is expected else count_different(wrong, actual)
             yield last - first
         self.tensors.append(TensorResult(move.writes, n_elements, n_different, n_if_wrong))
-        if products and known and known[1] is not None:
-            self._keep(known[0].name, known[1], products)
+        if products and move.layer is not None:
+            self._keep(move.place[0], move.layer, products)
 
     def _project(self, rows_RC: Tensor) -> Tensor:
         """The positions' vectors through some rows of q or k, (P, R) in float32."""

@@ -111,7 +111,6 @@ def convert_checkpoint(
     another rank failed; either way what stood at ``target`` stands as it was.
     """
     plan.check()
-    assert plan.params is not None
     dump, target = Path(target), Path(target)
     if as_step_0 and plan.target.to != "dcp":
         raise RefusedError("--as-step-0 is for a DCP; leave it out, or choose --to dcp")
@@ -162,9 +161,9 @@ def convert_checkpoint(
 
 
 def _advise(plan: Plan, target: Path, dump: Path | None) -> Advice:
-    assert plan.params is not None
+    params, _ = plan.ready()
     if plan.target.to == "dcp":
-        return advise(plan.params, plan.target.generation, plan.target.layout, target, dump)
+        return advise(params, plan.target.generation, plan.target.layout, target, dump)
     if plan.target.to == "meta":
         words = ["llamaconv", "verify", str(plan.source.path), str(target)]
         return Advice("Meta's files", "", shell.join(words), "", ())
@@ -176,7 +175,7 @@ def _advise(plan: Plan, target: Path, dump: Path | None) -> Advice:
 def _receipt(
     plan: Plan, digests: dict[str, list[str]], verification: Verification | None
 ) -> receipt.Receipt:
-    assert plan.params is not None
+    params, _ = plan.ready()
     assets = assets_folder(plan.source, plan.target)
     return receipt.Receipt(
         source={
@@ -187,7 +186,7 @@ def _receipt(
             "files": {file.name: file.stat().st_size for file in plan.source.local_files},
         },
         target={**asdict(plan.target), "rope": plan.target.layout},
-        params=plan.params,
+        params=params,
         tensors=[
             {
                 "source": move.source,

@@ -34,9 +34,8 @@ class Engine:
     """Turns moves into blocks of target bytes, and counts what passes."""
 
     def __init__(self, plan: Plan, progress: Progress | None, ranks: Ranks = ALONE) -> None:
-        assert plan.source.rope is not None
         self.plan = plan
-        self.layout = plan.source.rope
+        self.params, self.layout = plan.ready()
         self.moves = {move.writes: move for move in plan.written}
         self.progress = progress
         self.ranks = ranks
@@ -79,8 +78,7 @@ class Engine:
     def _write_format(
         self, folder: Path, tensors: list[TensorInfo], workers: int
     ) -> dict[str, list[str]]:
-        target, params = self.plan.target, self.plan.params
-        assert params is not None
+        target, params = self.plan.target, self.params
         how = self, workers, self.ranks
         if target.to == "dcp":
             return dcp_write.write(folder, tensors, target.shards, *how)

@@ -95,8 +95,16 @@ class Target:
 class Move:
     """One row of the plan: what becomes of one source tensor, and why.
 
-    ``dtype`` and ``shape`` are the target's; ``heads`` counts the heads whose rows are
-    re-ordered, None for other operations. A dropped tensor has no ``target``.
+    Attributes:
+        source: Name of the source tensor.
+        target: Name of the target tensor, None for a tensor that is dropped.
+        operation: What is done to it.
+        dtype: The target's, by torch's name.
+        shape: The target's.
+        reason: Why, in words.
+        heads: How many heads have their rows re-ordered, None for other operations.
+        role: What the tensor is; None for one that no Llama has.
+        layer: The number of its layer, None for a tensor outside of the layers.
     """
 
     source: str
@@ -106,12 +114,20 @@ class Move:
     shape: tuple[int, ...]
     reason: str
     heads: int | None = None
+    role: keys.Role | None = None
+    layer: int | None = None
 
     @property
     def writes(self) -> str:
         """The target's name, of a move that has one (those of `Plan.written`)."""
         assert self.target is not None
         return self.target
+
+    @property
+    def place(self) -> tuple[str, int | None]:
+        """Name of the role, and layer, of a move that writes."""
+        assert self.role is not None
+        return self.role.name, self.layer
 
     @property
     def nbytes(self) -> int:
@@ -168,6 +184,18 @@ class Plan:
         """Raises `RefusedError` with every error, where there is one."""
         if self.errors:
             raise RefusedError(self.errors)
+
+    def ready(self) -> tuple[LlamaParams, keys.Layout]:
+        """Return the parameters and the layout of the source's rows, of a plan without errors.
+
+        Raises:
+            RefusedError: The plan has errors; with all of them.
+        """
+        self.check()
+        # A plan without errors has both: their absence is an error.
+        assert self.params is not None
+        assert self.source.rope is not None
+        return self.params, self.source.rope
 
     def to_json(self) -> dict[str, Any]:
         releases = self.releases()

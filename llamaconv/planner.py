@@ -137,8 +137,25 @@ class _Planner:
             return f". Such are of {family}"
         return ". They are of another model family, or of an extension that has to be merged first"
 
-    def _drop(self, tensor: TensorInfo, reason: str) -> None:
-        self.moves.append(Move(tensor.name, None, "drop", tensor.dtype, tensor.shape, reason))
+    def _drop(
+        self,
+        tensor: TensorInfo,
+        reason: str,
+        role: keys.Role | None = None,
+        layer: int | None = None,
+    ) -> None:
+        self.moves.append(
+            Move(
+                source=tensor.name,
+                target=None,
+                operation="drop",
+                dtype=tensor.dtype,
+                shape=tensor.shape,
+                reason=reason,
+                role=role,
+                layer=layer,
+            )
+        )
 
     # Moving: every role that a complete Llama has, in the order of a forward pass.
 
@@ -156,8 +173,8 @@ class _Planner:
                     role.in_naming(self.source.naming or "huggingface", layer) or role.name
                 )
             elif target is not None:
-                heads = getattr(params, role.heads or "", None)
-                self._move(role, tensor, target, heads, head.written.get(role.name))
+                heads = role.n_heads(params)
+                self._move(role, layer, tensor, target, heads, head.written.get(role.name))
         explained = {name for problem in self.source.problems for name in problem.names}
         lost = [name for name in self.missing if name not in explained]
         if lost:
@@ -171,7 +188,7 @@ class _Planner:
             if tensor.name in used:
                 continue
             if reason := head.left_out.get(name) or head.replaced.get(name):
-                self._drop(tensor, reason)
+                self._drop(tensor, reason, keys.ROLES[name], layer)
             else:
                 self._bias(keys.ROLES[name], layer, tensor, params)
 
@@ -186,6 +203,7 @@ class _Planner:
     def _move(
         self,
         role: keys.Role,
+        layer: int | None,
         tensor: TensorInfo,
         target: str,
         heads: int | None,
@@ -207,13 +225,15 @@ class _Planner:
             operation, reason = "copy", "same bytes"
         self.moves.append(
             Move(
-                tensor.name,
-                target,
-                operation,
-                dtype,
-                tensor.shape,
-                reason,
-                heads if reorder else None,
+                source=tensor.name,
+                target=target,
+                operation=operation,
+                dtype=dtype,
+                shape=tensor.shape,
+                reason=reason,
+                heads=heads if reorder else None,
+                role=role,
+                layer=layer,
             )
         )
 
@@ -222,9 +242,10 @@ class _Planner:
     ) -> None:
         target = role.in_naming(self.target.naming, layer)
         if target is not None:
-            self._move(role, tensor, target, getattr(params, role.heads or "", None), None)
+            self._move(role, layer, tensor, target, role.n_heads(params), None)
             return
-        self._drop(tensor, f"{self.target.generation} has no biases; all zero, so nothing is lost")
+        reason = f"{self.target.generation} has no biases; all zero, so nothing is lost"
+        self._drop(tensor, reason, role, layer)
         if tensor.shape == role.shape(params) and not all_zero(tensor):
             self.error(
                 f"{tensor.name}: a bias that is not zero; TorchTitan's Llama has no biases, so the "

@@ -113,8 +113,7 @@ def _options(before: Plan, after: Plan) -> str:
 
 def _by_role(plan: Plan) -> dict[tuple[str, int | None], Move]:
     """The moves that write, by role and layer of what they write."""
-    known = ((keys.identify(move.writes, plan.target.naming), move) for move in plan.written)
-    return {(found[0].name, found[1]): move for found, move in known if found}
+    return {move.place: move for move in plan.written}
 
 
 def _key(plan: Plan, role: str, move: Move | None) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llamaconv import keys, model
+from llamaconv import model
 from llamaconv.checks import Check, Verification
 from llamaconv.comparison import Comparison, Progress, other_layout
 from llamaconv.formats.detect import open_checkpoint
@@ -183,27 +183,24 @@ def _try_forward(plan: Plan, folder: Path, here: Oracle, there: Oracle) -> list[
 
 def _check_forward(plan: Plan, here: Oracle, there: Oracle) -> list[Check]:
     """Logits and loss of the reference model on both sides, on the sample's held-out text."""
-    assert plan.params and plan.source.rope
+    params, layout = plan.ready()
     source: dict[tuple[str, int | None], Tensor] = {}
     target: dict[tuple[str, int | None], Tensor] = {}
     for move in plan.written:
-        known = keys.identify(move.writes, plan.target.naming)
-        assert known is not None
-        key, n_rows = (known[0].name, known[1]), move.shape[0]
-        dtype = getattr(torch, move.dtype)
-        source[key] = here.rows(move.source, 0, n_rows).to(dtype, copy=True)
-        target[key] = there.rows(move.writes, 0, n_rows).clone()
+        dtype, n_rows = getattr(torch, move.dtype), move.shape[0]
+        source[move.place] = here.rows(move.source, 0, n_rows).to(dtype, copy=True)
+        target[move.place] = there.rows(move.writes, 0, n_rows).clone()
     for side in (source, target):
         # A tied head that is not stored is the embedding.
         side.setdefault(("output", None), side["tok_embeddings", None])
     # A loss needs a second token, however short the model's own positions.
-    n_tokens = max(2, min(_FORWARD_TOKENS, plan.params.max_position or _FORWARD_TOKENS))
-    text = torch.tensor(list(held_out_text()[:n_tokens])) % plan.params.vocab_size
+    n_tokens = max(2, min(_FORWARD_TOKENS, params.max_position or _FORWARD_TOKENS))
+    text = torch.tensor(list(held_out_text()[:n_tokens])) % params.vocab_size
     tokens_BP = text.unsqueeze(0)
     with torch.no_grad():
-        right = model.forward(source, plan.params, tokens_BP, plan.source.rope)
-        found = model.forward(target, plan.params, tokens_BP, plan.target.layout)
-        wrong = model.forward(source, plan.params, tokens_BP, other_layout(plan.source.rope))
+        right = model.forward(source, params, tokens_BP, layout)
+        found = model.forward(target, params, tokens_BP, plan.target.layout)
+        wrong = model.forward(source, params, tokens_BP, other_layout(layout))
     largest = max(1.0, right.abs().max().item())
     value, yardstick = ((side - right).abs().max().item() / largest for side in (found, wrong))
     losses = [model.loss(side, tokens_BP).item() for side in (right, found, wrong)]

@@ -29,8 +29,7 @@ def operations(plan: Plan) -> Picture:
     """Bytes to write by kind of tensor, a bar each, with the operation as colour and hatch."""
     written: Counter[tuple[str, str]] = Counter()
     for move in plan.written:
-        known = keys.identify(move.writes, plan.target.naming)
-        written[known[0].name if known else "other", move.operation] += move.nbytes
+        written[move.place[0], move.operation] += move.nbytes
     roles = [role for role in keys.ROLES if any(role == one for one, _ in written)]
     most = max(written.values(), default=1)
     with drawing(7.2, 0.3 * max(3, len(roles)) + 1.0) as (figure, axes):

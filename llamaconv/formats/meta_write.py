@@ -91,7 +91,7 @@ def _part(tensor: TensorInfo, number: int, n_files: int) -> tuple[tuple[int, ...
 def cut_axis(name: str) -> int:
     """The axis that a matrix is cut along: columns for wo and w2, rows for the others."""
     known = keys.identify(name, "meta")
-    return 1 if known and known[0].name in ("wo", "w2") else 0
+    return known[0].cut if known else 0
 
 
 def _payload(

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llamaconv import keys, model, rope
+from llamaconv import model, rope
 from llamaconv.formats.detect import open_checkpoint
 from llamaconv.lesson.ways import Way
 from llamaconv.params import LlamaParams
@@ -132,14 +132,13 @@ def open_specimen(source: str | Path) -> Specimen:
         )
     checkpoint = open_checkpoint(source)
     plan = make_plan(checkpoint)
-    plan.check()
+    params, _ = plan.ready()
     _check_small(plan)
-    assert plan.params and plan.source.rope
-    return Specimen(checkpoint.path.name, plan.params, _read(plan), held_out_text())
+    return Specimen(checkpoint.path.name, params, _read(plan), held_out_text())
 
 
 def _check_small(plan: Plan) -> None:
-    assert plan.params
+    params, _ = plan.ready()
     path = plan.source.path
     if plan.bytes_to_read > MOST_BYTES:
         raise RefusedError(
@@ -147,28 +146,24 @@ def _check_small(plan: Plan) -> None:
             f"times, right and wrong, and takes up to {size(MOST_BYTES)}. Leave source empty for "
             "the bundled sample; notebooks 1, 2, 4 and 5 take a model of any size"
         )
-    if plan.params.head_dim < LEAST_HEAD_DIM:
+    if params.head_dim < LEAST_HEAD_DIM:
         raise RefusedError(
-            f"{path}: has heads of {plan.params.head_dim} rows; the lesson needs "
+            f"{path}: has heads of {params.head_dim} rows; the lesson needs "
             f"{LEAST_HEAD_DIM} or more, since with fewer some wrong re-orderings are right ones"
         )
 
 
 def _read(plan: Plan) -> Weights:
     """Every tensor that the plan moves, by role and layer, q and k in half_split rows."""
-    assert plan.params and plan.source.rope
+    params, layout = plan.ready()
     weights: Weights = {}
     with PieceReader() as reader:
         for move in plan.written:
-            known = keys.identify(move.writes, plan.target.naming)
-            assert known is not None
-            role, layer = known
             info = plan.source.tensors[move.source]
             rows = read_rows(reader, info, 0, info.n_rows).float()
-            if role.heads:
-                n_heads = getattr(plan.params, role.heads)
-                rows = rope.relayout(rows, n_heads, plan.source.rope, "half_split")
-            weights[role.name, layer] = rows
+            if move.role and (n_heads := move.role.n_heads(params)):
+                rows = rope.relayout(rows, n_heads, layout, "half_split")
+            weights[move.place] = rows
     # A tied head that is not stored is the embedding.
     weights.setdefault(("output", None), weights["tok_embeddings", None])
     return weights

@@ -115,8 +115,7 @@ def one_tensor(plan: Plan, key: str = "") -> Panel:
 
 
 def _first_key(plan: Plan) -> str | None:
-    known = ((keys.identify(move.writes, plan.target.naming), move) for move in plan.written)
-    first_k = (move.writes for role, move in known if role and role[0].name == "wk")
+    first_k = (move.writes for move in plan.written if move.place[0] == "wk")
     return next(first_k, plan.written[0].writes if plan.written else None)
 
 
