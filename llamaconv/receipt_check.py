@@ -21,7 +21,7 @@ from llamaconv.piece_reader import PieceReader
 from llamaconv.pieces import Checkpoint, Piece, TensorInfo
 from llamaconv.plan import Plan
 from llamaconv.problems import LlamaconvError, RefusedError, some
-from llamaconv.stated import stated_otherwise
+from llamaconv.structure import check_structure
 
 _BLOCK_BYTES = 4 << 20
 
@@ -82,19 +82,9 @@ def history_otherwise(receipt: Mapping[str, Any], plan: Plan) -> list[str]:
 
 def _check_structure(found: Checkpoint) -> Check:
     assert found.receipt is not None
-    wanted = {t["target"]: (t["dtype"], tuple(t["shape"])) for t in found.receipt["tensors"]}
-    stored = {name: (tensor.dtype, tensor.shape) for name, tensor in found.tensors.items()}
-    wrong = sorted(
-        name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name)
-    )
-    detail = f"{len(stored)} tensors with the receipt's names, shapes and dtypes"
-    reasons = [problem.message for problem in found.faults]
-    reasons += stated_otherwise(found, LlamaParams.from_json(found.receipt["params"]))
-    if wrong:
-        reasons.append(f"{len(wrong)} tensors are not as the receipt has them: {some(wrong)}")
-    if reasons:
-        detail = "; ".join(reasons[:3])
-    return Check("structure", not reasons, float(max(len(wrong), len(reasons))), None, detail)
+    expected = {t["target"]: (t["dtype"], tuple(t["shape"])) for t in found.receipt["tensors"]}
+    params = LlamaParams.from_json(found.receipt["params"])
+    return check_structure(found, expected, params, "receipt")
 
 
 def _check_digests(found: Checkpoint, progress: Progress) -> Check:

@@ -32,12 +32,12 @@ from llamaconv.oracles import Oracle, oracle
 from llamaconv.pieces import Checkpoint
 from llamaconv.plan import CHOICES, Plan, Target
 from llamaconv.planner import make_plan
-from llamaconv.problems import LlamaconvError, RefusedError, some
+from llamaconv.problems import LlamaconvError, RefusedError
 from llamaconv.ranks import ALONE, OtherRankError, Ranks
 from llamaconv.receipt_check import check_receipt, history_otherwise
 from llamaconv.remote import refuse_remote
 from llamaconv.sample import held_out_text
-from llamaconv.stated import stated_otherwise
+from llamaconv.structure import check_structure
 
 # The reference forward holds both sides in float32.
 _FORWARD_BYTES = 64_000_000
@@ -149,28 +149,13 @@ def _reason(error: LlamaconvError | OSError, plan: Plan, folder: Path) -> str:
 
 
 def _check_structure(plan: Plan, target: Checkpoint) -> Check:
-    """Names, shapes and stored dtypes of the target, and its parameters, against the plan's."""
-    wanted = {move.writes: (move.dtype, move.shape) for move in plan.written}
-    stored = {name: (tensor.dtype, tensor.shape) for name, tensor in target.tensors.items()}
-    wrong = [name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name)]
-    # The same plan under another naming, as it would be had the names been left wrong.
+    """Compare the target with the plan; the control is the same with the names left wrong."""
+    params, _ = plan.ready()
+    expected = {move.writes: (move.dtype, move.shape) for move in plan.written}
     other = "titan-0.2" if plan.target.naming == "titan-0.3" else "titan-0.3"
-    renamed = make_plan(plan.source, replace(plan.target, to="dcp", generation=other))
-    yardstick = sum(move.writes not in stored for move in renamed.written)
-    detail = f"{len(stored)} tensors with the plan's names, shapes and dtypes"
-    # A file that is damaged may still name every tensor.
-    reasons = [problem.message for problem in target.faults]
-    reasons += stated_otherwise(target, plan.params) if plan.params else []
-    if wrong:
-        shown = (
-            f"{name}: {wanted.get(name)} expected, {stored.get(name)} found"
-            for name in sorted(wrong)
-        )
-        reasons.append(f"{len(wrong)} tensors differ: {some(shown, 3)}")
-    if reasons:
-        detail = "; ".join(reasons[:3])
-    value = float(max(len(wrong), len(reasons)))
-    return Check("structure", not reasons, value, float(yardstick), detail)
+    renamed = (move.role and move.role.in_naming(other, move.layer) for move in plan.written)
+    misnamed = tuple(name or "" for name in renamed)
+    return check_structure(target, expected, params, "plan", misnamed)
 
 
 def _try_forward(plan: Plan, folder: Path, here: Oracle, there: Oracle) -> list[Check]:

@@ -63,6 +63,7 @@ ORDER = [
     "planner staging preview agreement",
     "checks torch_metadata oracles stated",
     "comparison",
+    "structure",
     "receipt_check",
     "verify engine",
     "convert",
