@@ -32,7 +32,7 @@ def assets_folder(source: Checkpoint, target: Target) -> Path | None:
     # Hugging Face's repositories of Llama hold Meta's files under original/.
     if source.format == "meta" and (folder / CONFIG).is_file():
         return folder
-    recorded = source.receipt["source"].get("assets") if source.receipt else None
+    recorded = source.receipt.source.assets if source.receipt else None
     if recorded and (Path(recorded) / CONFIG).is_file():
         return Path(recorded)
     return None

@@ -175,34 +175,34 @@ def _advise(plan: Plan, target: Path, dump: Path | None) -> Advice:
 def _receipt(
     plan: Plan, digests: dict[str, list[str]], verification: Verification | None
 ) -> receipt.Receipt:
-    params, _ = plan.ready()
+    params, layout = plan.ready()
     assets = assets_folder(plan.source, plan.target)
     return receipt.Receipt(
-        source={
-            "path": str(plan.source.local_path.resolve()),
-            "format": plan.source.format,
-            "rope": plan.source.rope,
-            "assets": str(assets.resolve()) if assets else None,
-            "files": {file.name: file.stat().st_size for file in plan.source.local_files},
-        },
-        target={**asdict(plan.target), "rope": plan.target.layout},
+        source=receipt.SourceRecord(
+            path=str(plan.source.local_path.resolve()),
+            format=plan.source.format,
+            rope=layout,
+            assets=str(assets.resolve()) if assets else None,
+            files={file.name: file.stat().st_size for file in plan.source.local_files},
+        ),
+        target=receipt.TargetRecord(**{**asdict(plan.target), "rope": plan.target.layout}),
         params=params,
-        tensors=[
-            {
-                "source": move.source,
-                "target": move.target,
-                "operation": move.operation,
-                "dtype": move.dtype,
-                "shape": list(move.shape),
-                "digests": digests[move.writes],
-            }
+        tensors=tuple(
+            receipt.TensorRecord(
+                source=move.source,
+                target=move.writes,
+                operation=move.operation,
+                dtype=move.dtype,
+                shape=move.shape,
+                digests=tuple(digests[move.writes]),
+            )
             for move in plan.written
-        ],
-        dropped=[
-            {"source": move.source, "reason": move.reason}
+        ),
+        dropped=tuple(
+            receipt.DroppedRecord(move.source, move.reason)
             for move in plan.moves
             if move.target is None
-        ],
+        ),
         versions={
             "llamaconv": __version__,
             "torch": torch.__version__,
@@ -210,5 +210,10 @@ def _receipt(
             "python": platform.python_version(),
         },
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        verified=verification.to_json() if verification else None,
+        verified=_verdict(verification) if verification else None,
     )
+
+
+def _verdict(verification: Verification) -> receipt.VerdictRecord:
+    checks = (receipt.CheckRecord(**check.to_json()) for check in verification.checks)
+    return receipt.VerdictRecord(verification.ok, tuple(checks))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llamaconv import keys
 from llamaconv.params import LlamaParams
 from llamaconv.problems import Problem, printable
+from llamaconv.receipt import Receipt
 from llamaconv.remote import Remote
 from llamaconv.tables import Table, size
 
@@ -192,7 +193,7 @@ class Checkpoint:
     params: LlamaParams | None
     problems: tuple[Problem, ...] = ()
     ignored: tuple[Ignored, ...] = ()
-    receipt: dict[str, Any] | None = field(default=None, repr=False)
+    receipt: Receipt | None = field(default=None, repr=False)
     place: Place | None = field(default=None, repr=False, compare=False)
     seen: Mapping[Path, tuple[int, int] | None] = field(default_factory=dict, repr=False)
 

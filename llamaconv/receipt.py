@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import reprlib
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from llamaconv.files import read_json, write_text
+from llamaconv.keys import Layout
 from llamaconv.params import LlamaParams
 from llamaconv.problems import Problem, RefusedError, or_problems
 from llamaconv.tables import Table
@@ -21,37 +24,102 @@ NAME = "llamaconv.json"
 _VERSION = 1
 
 
+@dataclass(frozen=True)
+class SourceRecord:
+    """Where the weights came from.
+
+    Attributes:
+        path: The folder, resolved.
+        format: "huggingface", "meta" or "dcp".
+        rope: The layout of its q and k rows.
+        assets: The folder that config.json and the tokenizer came from, if there was one.
+        files: Bytes of each file that held tensors, by its name.
+    """
+
+    path: str
+    format: str
+    rope: Layout
+    assets: str | None
+    files: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TargetRecord:
+    """The options of the conversion, as `Target` has them, with ``rope`` as it was written."""
+
+    to: str
+    generation: str
+    rope: Layout
+    dtype: str
+    shards: int
+    max_shard_size: int
+    assets: str
+    tie: str
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One tensor that was written; ``digests`` are the xxh3-128 of each row chunk's bytes."""
+
+    source: str
+    target: str
+    operation: str
+    dtype: str
+    shape: tuple[int, ...]
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DroppedRecord:
+    """One source tensor that was left out, and why."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CheckRecord:
+    """One check, as `Check.to_json` has it."""
+
+    name: str
+    ok: bool
+    value: Any = None
+    yardstick: Any = None
+    detail: Any = ""
+
+
+@dataclass(frozen=True)
+class VerdictRecord:
+    """The checks that were run when the target was written."""
+
+    ok: bool
+    checks: tuple[CheckRecord, ...]
+
+
 @dataclass(frozen=True, repr=False)
 class Receipt:
     """What a conversion did.
 
-    ``source`` has ``path``, ``format``, ``rope``, ``files`` (name to bytes) and ``assets``, the
-    folder that config.json and tokenizer came from, or None; ``target`` the
-    target's options; ``tensors`` one entry a tensor written: ``source``, ``target``,
-    ``operation``, ``dtype``, ``shape`` and ``digests``, the xxh3-128 of each row chunk's bytes.
-    ``verified`` holds the checks, None where they were not run.
+    ``params`` are the model's, which no weight carries; ``versions`` those of llamaconv, torch,
+    safetensors and Python; ``created`` the time in ISO 8601; ``verified`` the checks, None if they
+    were not run.
     """
 
-    source: dict[str, Any]
-    target: dict[str, Any]
-    params: LlamaParams
-    tensors: list[dict[str, Any]]
-    dropped: list[dict[str, Any]]
-    versions: dict[str, str]
     created: str
-    verified: dict[str, Any] | None = field(default=None)
+    source: SourceRecord
+    target: TargetRecord
+    params: LlamaParams
+    versions: dict[str, Any]
+    verified: VerdictRecord | None
+    dropped: tuple[DroppedRecord, ...]
+    tensors: tuple[TensorRecord, ...]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the entries of ``llamaconv.json``."""
         return {
             "llamaconv_receipt": _VERSION,
-            "created": self.created,
-            "source": self.source,
-            "target": self.target,
+            **{one.name: _plain(getattr(self, one.name)) for one in fields(self)},
             "params": self.params.to_json(),
-            "versions": self.versions,
-            "verified": self.verified,
-            "dropped": self.dropped,
-            "tensors": self.tensors,
         }
 
     def __repr__(self) -> str:
@@ -59,14 +127,13 @@ class Receipt:
 
     def table(self) -> Table:
         """The receipt without its long lists."""
-        verdict = (
-            "not run" if self.verified is None else "passed" if self.verified["ok"] else "FAILED"
-        )
-        digest = next((digest for one in self.tensors for digest in one["digests"]), "")
+        verdict = "not run" if self.verified is None else "passed" if self.verified.ok else "FAILED"
+        digest = next((digest for one in self.tensors for digest in one.digests), "")
+        generation = f" {self.target.generation}" if self.target.to == "dcp" else ""
         rows = [
-            ("source", f"{Path(self.source['path']).name} ({self.source['format']})"),
-            ("rows of q and k", f"{self.source['rope']} → {self.target['rope']}"),
-            ("target", f"{self.target['to']} {self.target['generation']}"),
+            ("source", f"{Path(self.source.path).name} ({self.source.format})"),
+            ("rows of q and k", f"{self.source.rope} → {self.target.rope}"),
+            ("target", f"{self.target.to}{generation}"),
             ("model", str(self.params)),
             ("tensors", f"{len(self.tensors)} written, {len(self.dropped)} dropped"),
             ("first digest (xxh3-128)", digest),
@@ -94,28 +161,36 @@ def read(folder: Path) -> Receipt | None:
     return from_json(path, read_json(path)) if path.is_file() else None
 
 
-# What a receipt consists of: types, objects by the names that they must have, lists by their one
-# kind of entry. A tuple of one stands for what may be null.
-_ENTRIES: dict[str, Any] = {
-    "created": str,
-    "source": {"path": str, "format": str, "rope": str, "assets": (str,), "files": {}},
-    "target": {
-        **dict.fromkeys(("to", "generation", "rope", "dtype", "assets", "tie"), str),
-        **dict.fromkeys(("shards", "max_shard_size"), int),
-    },
-    "params": {},
-    "versions": {},
-    "verified": ({"ok": bool, "checks": [{"name": str, "ok": bool}]},),
-    "dropped": [dict.fromkeys(("source", "reason"), str)],
-    "tensors": [
-        {
-            **dict.fromkeys(("source", "target", "operation", "dtype"), str),
-            "shape": [int],
-            "digests": [str],
-        }
-    ],
-}
-_WORDS: dict[type, str] = {
+def from_json(path: object, entries: dict[str, Any]) -> Receipt:
+    """Return the receipt that ``entries`` of the file ``path`` are.
+
+    Raises:
+        RefusedError: It is damaged, or of another version.
+    """
+    # Whoever reads it later need not ask again what kind of value an entry has.
+    try:
+        if entries["llamaconv_receipt"] != _VERSION:
+            raise ValueError(f"version {entries['llamaconv_receipt']!r}, {_VERSION} expected")
+        found = _as(Receipt, entries)
+        assert isinstance(found, Receipt)
+        if unknown := sorted(entries["target"].keys() - vars(found.target).keys()):
+            raise ValueError(f"target/{unknown[0]} is not an option that it knows")
+        return found
+    except (KeyError, TypeError, ValueError) as error:
+        raise RefusedError(
+            f"{path}: not a receipt that this llamaconv reads ({type(error).__name__}: {error}); "
+            "move it away to have the folder read without it"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON has it: records are objects, tuples are lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+
+
+_WORDS: dict[Any, str] = {
     str: "text",
     int: "a whole number",
     bool: "true or false",
@@ -124,42 +199,42 @@ _WORDS: dict[type, str] = {
 }
 
 
-def _check(value: Any, wanted: Any, where: str = "") -> None:
-    """Raises ``ValueError`` that names the entry where ``value`` is not as ``wanted`` says."""
-    if isinstance(wanted, tuple):
-        if value is None:
-            return
-        wanted = wanted[0]
-    kind: type = wanted if isinstance(wanted, type) else type(wanted)
-    found: type = type(value)  # not isinstance: true is no number
-    if found is not kind:
-        raise ValueError(f"{where[1:]} is {reprlib.repr(value)}; {_WORDS[kind]} was expected")
-    if isinstance(wanted, dict):
-        if absent := sorted(wanted.keys() - value.keys()):
-            raise ValueError(f"{where[1:]}/{absent[0]} is absent".lstrip("/"))
-        for name, inside in wanted.items():
-            _check(value[name], inside, f"{where}/{name}")
-    elif isinstance(wanted, list):
-        for number, inside in enumerate(value):
-            _check(inside, wanted[0], f"{where}/{number}")
+def _as(kind: Any, value: Any, where: str = "") -> Any:
+    """Return ``value`` as the annotation ``kind`` describes it.
+
+    Raises:
+        ValueError: It is something else; with the entry, as a path from the top.
+    """
+    origin, inside = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin is UnionType:  # X | None
+        return None if value is None else _as(inside[0], value, where)
+    if origin is Literal:
+        if value not in inside:
+            raise ValueError(
+                f"{where} is {reprlib.repr(value)}; one of {', '.join(inside)} expected"
+            )
+        return value
+    expected = {tuple: list}.get(origin, origin) or (dict if is_dataclass(kind) else kind)
+    if type(value) is not expected:  # not isinstance: true is no number
+        raise ValueError(f"{where} is {reprlib.repr(value)}; {_WORDS[expected]} was expected")
+    if origin is tuple:
+        return tuple(_as(inside[0], one, f"{where}/{number}") for number, one in enumerate(value))
+    if kind is LlamaParams:
+        return LlamaParams.from_json(value)
+    if not isinstance(kind, type) or not is_dataclass(kind):
+        return value
+    hints, prefix = _hints(kind), f"{where}/" if where else ""
+    found = {}
+    for one in fields(kind):
+        if one.name in value:
+            found[one.name] = _as(hints[one.name], value[one.name], prefix + one.name)
+        elif one.default is MISSING:
+            raise ValueError(f"{prefix}{one.name} is absent")
+    return kind(**found)
 
 
-def from_json(path: object, entries: dict[str, Any]) -> Receipt:
-    """The receipt that ``entries`` of the file ``path`` are. Raises `RefusedError` if damaged."""
-    # Whoever reads one later need not ask again what kind of value stands where.
-    try:
-        if entries["llamaconv_receipt"] != _VERSION:
-            raise ValueError(f"version {entries['llamaconv_receipt']!r}, {_VERSION} expected")
-        _check(entries, _ENTRIES)
-        for side in ("source", "target"):
-            if entries[side]["rope"] not in ("interleaved", "half_split"):
-                raise ValueError(f"{side}/rope is {entries[side]['rope']!r}")
-        return Receipt(
-            params=LlamaParams.from_json(entries["params"]),
-            **{name: entries[name] for name in _ENTRIES if name != "params"},
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise RefusedError(
-            f"{path}: not a receipt that this llamaconv reads ({type(error).__name__}: {error}); "
-            "move it away to have the folder read without it"
-        ) from error
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)

@@ -6,21 +6,19 @@ months later. It cannot say whether the conversion was right, only that nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
 from llamaconv.checks import Check, Verification
 from llamaconv.comparison import Progress
 from llamaconv.formats.detect import open_checkpoint
-from llamaconv.params import LlamaParams
 from llamaconv.piece_reader import PieceReader
 from llamaconv.pieces import Checkpoint, Piece, TensorInfo
 from llamaconv.plan import Plan
 from llamaconv.problems import LlamaconvError, RefusedError, some
+from llamaconv.receipt import Receipt
 from llamaconv.structure import check_structure
 
 _BLOCK_BYTES = 4 << 20
@@ -52,51 +50,54 @@ def check_receipt(
         return structure, Check("digests", False, float("inf"), None, str(error))
 
 
-def history_otherwise(receipt: Mapping[str, Any], plan: Plan) -> list[str]:
+def history_otherwise(receipt: Receipt, plan: Plan) -> list[str]:
     """What a receipt tells of the conversion and ``plan`` does not, a sentence each.
 
     Nothing where the plan's source is not the very folder that the receipt names: the same weights
     may lie elsewhere in another format.
     """
     source = plan.source
-    if receipt["source"]["path"] != str(source.local_path.resolve()):
+    if receipt.source.path != str(source.local_path.resolve()):
         return []
     wrong = [
-        f"the source's {entry} is {receipt['source'][entry]!r}, {value!r} expected"
-        for entry, value in (("format", source.format), ("rope", source.rope))
-        if receipt["source"][entry] != value
+        f"the source's {entry} is {told!r}, {value!r} expected"
+        for entry, told, value in (
+            ("format", receipt.source.format, source.format),
+            ("rope", receipt.source.rope, source.rope),
+        )
+        if told != value
     ]
-    told = {t["target"]: (t["source"], t["operation"]) for t in receipt["tensors"]}
+    told = {one.target: (one.source, one.operation) for one in receipt.tensors}
     wrong += [
         f"{move.writes}: {told[move.writes]} noted, {(move.source, move.operation)} expected"
         for move in plan.written
         if told[move.writes] != (move.source, move.operation)
     ]
     dropped = {move.source for move in plan.moves if move.target is None}
-    if dropped != {entry["source"] for entry in receipt["dropped"]}:
+    if dropped != {entry.source for entry in receipt.dropped}:
         wrong.append(f"the dropped tensors are {some(sorted(dropped))}, others are noted")
-    if receipt["params"] != (plan.params and plan.params.to_json()):
+    if receipt.params != plan.params:
         wrong.append("the parameters are not those of the source")
     return wrong
 
 
 def _check_structure(found: Checkpoint) -> Check:
     assert found.receipt is not None
-    expected = {t["target"]: (t["dtype"], tuple(t["shape"])) for t in found.receipt["tensors"]}
-    params = LlamaParams.from_json(found.receipt["params"])
-    return check_structure(found, expected, params, "receipt")
+    expected = {one.target: (one.dtype, one.shape) for one in found.receipt.tensors}
+    return check_structure(found, expected, found.receipt.params, "receipt")
 
 
 def _check_digests(found: Checkpoint, progress: Progress) -> Check:
     assert found.receipt is not None
-    recorded = {entry["target"]: entry["digests"] for entry in found.receipt["tensors"]}
+    recorded = {one.target: one.digests for one in found.receipt.tensors}
     wrong: list[str] = []
-    mixed_up, done, before = 0, 0, [""]
+    mixed_up, done = 0, 0
+    before: tuple[str, ...] = ("",)
     with PieceReader() as reader:
         for name, tensor in found.tensors.items():
-            digests = []
+            digests: tuple[str, ...] = ()
             for piece in sorted(tensor.pieces, key=lambda piece: piece.start):
-                digests.append(_digest(reader, tensor, piece))
+                digests += (_digest(reader, tensor, piece),)
                 done += tensor.nbytes // len(tensor.pieces)
                 progress(done, found.total_bytes)
             if digests != recorded[name]:

@@ -31,7 +31,7 @@ def stated_otherwise(target: Checkpoint, params: LlamaParams) -> list[str]:
     """
     wrong = []
     if target.receipt:
-        recorded = LlamaParams.from_json(target.receipt["params"])
+        recorded = target.receipt.params
         but = () if recorded.max_position and params.max_position else ("max_position",)
         wrong += _differences("the receipt", recorded, params, but)
     if target.format == "huggingface":

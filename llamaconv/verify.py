@@ -34,6 +34,7 @@ from llamaconv.plan import CHOICES, Plan, Target
 from llamaconv.planner import make_plan
 from llamaconv.problems import LlamaconvError, RefusedError
 from llamaconv.ranks import ALONE, OtherRankError, Ranks
+from llamaconv.receipt import TargetRecord
 from llamaconv.receipt_check import check_receipt, history_otherwise
 from llamaconv.remote import refuse_remote
 from llamaconv.sample import held_out_text
@@ -61,7 +62,7 @@ def verify_checkpoint(
     refuse_remote(source, target)
     found = open_checkpoint(target)
     if found.receipt:
-        wanted = _wanted(Path(target), found.receipt["target"])
+        wanted = _wanted(Path(target), found.receipt.target)
     elif found.format == "huggingface":
         wanted = Target(to="hf")
     elif found.format == "meta":
@@ -92,12 +93,9 @@ def verify_checkpoint(
     return replace(verification, checks=(*verification.checks, failed))
 
 
-def _wanted(target: Path, options: dict[str, Any]) -> Target:
-    """The options that a receipt has. Raises `RefusedError` where they are none."""
-    try:
-        return Target(**{**options, "assets": ""})
-    except TypeError as error:
-        raise RefusedError(f"{target}: its receipt has options that are none: {error}") from error
+def _wanted(target: Path, options: TargetRecord) -> Target:
+    """Return the options that a receipt has. Raises `RefusedError` for values that are not offered."""
+    return Target(**{**asdict(options), "assets": ""})
 
 
 def verify_plan(

@@ -282,7 +282,7 @@ def test_what_is_shown_is_what_is_executed(source: Path, convert: Any) -> None:
     plan = plan_of(source)
     shown = str(plan.table(most=1000))
     done = convert(source)
-    assert [t["target"] for t in done.receipt.tensors] == [move.target for move in plan.moves]
+    assert [one.target for one in done.receipt.tensors] == [move.target for move in plan.moves]
     for entry in done.receipt.tensors:
-        assert entry["source"] in shown
-        assert entry["target"] in shown
+        assert entry.source in shown
+        assert entry.target in shown

@@ -25,19 +25,19 @@ def test_it_carries_what_no_weight_does_and_a_digest_of_every_piece(
     read = receipt.read(done.target)
     assert read == done.receipt
     assert read.params == checkpoints.GQA
-    assert read.source["rope"] == "half_split"
-    assert read.target["rope"] == "interleaved"
+    assert read.source.rope == "half_split"
+    assert read.target.rope == "interleaved"
     assert read.verified is not None
-    assert read.verified["ok"]
+    assert read.verified.ok
     state = load_dcp(done.target)
-    assert {entry["target"] for entry in read.tensors} == state.keys()
+    assert {entry.target for entry in read.tensors} == state.keys()
     for entry in read.tensors:
-        chunks = torch.chunk(state[entry["target"]], 3)
-        digests = [
+        chunks = torch.chunk(state[entry.target], 3)
+        digests = tuple(
             xxhash.xxh3_128_hexdigest(chunk.contiguous().view(torch.uint8).numpy().tobytes())
             for chunk in chunks
-        ]
-        assert entry["digests"] == digests
+        )
+        assert entry.digests == digests
 
 
 def test_a_folder_without_one(source: Path) -> None:

@@ -69,11 +69,11 @@ def open_folder(folder: Path) -> Checkpoint:
         format="dcp",
         tensors=tensors,
         naming=naming,
-        rope=written.target["rope"] if written else usual,
+        rope=written.target.rope if written else usual,
         params=written.params if written else None,
         problems=tuple(problems),
         ignored=tuple(ignored),
-        receipt=written.to_json() if written else None,
+        receipt=written,
     )
 
 

@@ -139,7 +139,7 @@ class _Opener:
             params=params,
             problems=tuple(self.problems),
             ignored=tuple(self.ignored),
-            receipt=written.to_json() if written else None,
+            receipt=written,
         )
 
     def read_folder(self) -> None:

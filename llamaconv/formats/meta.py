@@ -66,7 +66,7 @@ def open_folder(path: Path) -> Checkpoint:
         params=params,
         problems=tuple(opener.problems),
         ignored=tuple(opener.ignored),
-        receipt=written.to_json() if written else None,
+        receipt=written,
     )
 
 
