@@ -34,7 +34,7 @@ def agree(plan: Plan, request: dict[str, Any], ranks: Ranks) -> None:
     if ranks.size == 1:
         return
     files = {file.name: _known(file) for file in plan.source.local_files}
-    first, *others = ranks.together(_view(plan, request, files))
+    first, *others = ranks.all_gather(_view(plan, request, files))
     problems = []
     for topic, known in first.items():
         different = [rank for rank, view in enumerate(others, 1) if view[topic] != known]

@@ -258,7 +258,7 @@ def _convert(options: argparse.Namespace) -> None:
         with ranks:
             _convert_on(ranks, options)
     finally:
-        options.silent = not ranks.speaks
+        options.silent = not ranks.reports_errors
 
 
 def _convert_on(ranks: Ranks, options: argparse.Namespace) -> None:

@@ -57,7 +57,7 @@ class Comparison:
         total, done = self.plan.bytes_to_write, 0
         units = self._units()
         # On by one: no rank vouches for what it wrote itself from a source as it alone sees it.
-        mine = ranks.share([sum(move.nbytes for move in unit) for unit in units], turn=1)
+        mine = ranks.share([sum(move.nbytes for move in unit) for unit in units], shift=1)
         for batch in _batches(move for place in mine for move in units[place]):
             self.source.prefetch([move.source for move in batch])
             self.target.prefetch([move.writes for move in batch])

@@ -60,7 +60,7 @@ class Engine:
     def _sum_up(self) -> None:
         """What all ranks have counted."""
         mine = [self.bytes_read, self.bytes_written, self.bytes_reused, self.overflows]
-        counts = self.ranks.together(mine)
+        counts = self.ranks.all_gather(mine)
         self.bytes_read, self.bytes_written, self.bytes_reused = (
             sum(one[i] for one in counts) for i in range(3)
         )

@@ -45,12 +45,12 @@ def staged(target: Path, overwrite: bool, fingerprint: str, ranks: Ranks = ALONE
             _check_shared(folder, ranks)
             with _machine_failures(target):
                 yield folder
-            ranks.together(None)
+            ranks.all_gather(None)
         except BaseException as error:
             # Before the folder is removed: nobody writes to it any more.
-            ranks.end(error)
+            ranks.abort(error)
             raise
-    ranks.from_first()
+    ranks.broadcast()
 
 
 @contextmanager
@@ -146,8 +146,8 @@ def _check_shared(folder: Path, ranks: Ranks) -> None:
     name = f"shared-by-ranks-{uuid.uuid4().hex}"
     if ranks.first:
         (folder / name).touch()
-    name = ranks.from_first(name)
-    seen = ranks.together((folder / name).exists())
+    name = ranks.broadcast(name)
+    seen = ranks.all_gather((folder / name).exists())
     if ranks.first:
         (folder / name).unlink()
     if not all(seen):

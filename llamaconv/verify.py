@@ -113,7 +113,7 @@ def verify_plan(
         except RefusedError as error:
             nothing = float(len(plan.written))
             found = Check("structure", False, nothing, None, error.problems[0].message)
-    structure = Check(**ranks.from_first(found and asdict(found)))
+    structure = Check(**ranks.broadcast(found and asdict(found)))
     if not structure.ok:
         return Verification((structure,))
     said: dict[str, Any] = {}
@@ -126,7 +126,7 @@ def verify_plan(
         raise
     except _UNREADABLE as error:
         said = {"unreadable": _reason(error, plan, folder)}
-    findings = ranks.together(said)
+    findings = ranks.all_gather(said)
     for one in findings:
         if "unreadable" in one:
             check = Check("bits", False, float("inf"), None, one["unreadable"])
@@ -135,7 +135,7 @@ def verify_plan(
     checks = [structure, comparison.bits_check(), comparison.scores_check()]
     if max(plan.bytes_to_read, plan.bytes_to_write) <= _FORWARD_BYTES:
         forward = _try_forward(plan, folder, here, there) if ranks.first else []
-        checks += [Check(**one) for one in ranks.from_first([asdict(one) for one in forward])]
+        checks += [Check(**one) for one in ranks.broadcast([asdict(one) for one in forward])]
     return Verification(tuple(checks), tuple(comparison.layers), tuple(comparison.tensors))
 
 

@@ -232,12 +232,12 @@ class Rank(Ranks):
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 50])
 def test_shares_are_every_file_once_and_balanced(size: int) -> None:
     sizes = [5, 300, 7, 7, 100, 200, 90, 1, 1, 1, 250, 30]
-    for turn in (0, 1):
-        shares = [Rank(rank, size).share(sizes, turn) for rank in range(size)]
+    for shift in (0, 1):
+        shares = [Rank(rank, size).share(sizes, shift) for rank in range(size)]
         assert sorted(place for share in shares for place in share) == list(range(len(sizes)))
         loads = [sum(sizes[place] for place in share) for share in shares]
         assert max(loads) - min(loads) <= max(sizes)
-    assert size == 1 or Rank(0, size).share(sizes) == Rank(1, size).share(sizes, turn=1)
+    assert size == 1 or Rank(0, size).share(sizes) == Rank(1, size).share(sizes, shift=1)
 
 
 def test_without_torchrun_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,8 +266,8 @@ def test_a_missing_piece_is_noticed(source: Path, tmp_path: Path) -> None:
     """What all ranks say they wrote is compared with the plan, and with the disk."""
 
     class Losing(Ranks):
-        def share(self, sizes: list[int], turn: int = 0) -> list[int]:  # type: ignore[override]
-            return super().share(sizes, turn)[:-1]
+        def share(self, sizes: list[int], shift: int = 0) -> list[int]:  # type: ignore[override]
+            return super().share(sizes, shift)[:-1]
 
     plan = make_plan(open_checkpoint(source), Target(shards=3))
     with pytest.raises(Exception, match="what was written is not what was planned"):
@@ -276,7 +276,7 @@ def test_a_missing_piece_is_noticed(source: Path, tmp_path: Path) -> None:
     class Deaf(Ranks):
         """A rank whose files do not reach rank 0's disk."""
 
-        def together(self, value: Any) -> list[Any]:
+        def all_gather(self, value: Any) -> list[Any]:
             if isinstance(value, dict) and "__0_1.distcp" in value:
                 (tmp_path / "target.llamaconv-partial" / "__0_1.distcp").unlink()
             return [value]

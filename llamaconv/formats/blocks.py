@@ -69,7 +69,7 @@ def write_files(
     """
     mine = [files[place] for place in ranks.share([file.nbytes for file in files])]
     written: dict[str, tuple[int, Any]] = {}
-    for part in ranks.together(_write_mine(folder, mine, blocks, workers)):
+    for part in ranks.all_gather(_write_mine(folder, mine, blocks, workers)):
         written.update(part)
     # A thread or a rank that lost its work must not end in an index over bytes that are not there.
     if written.keys() != {file.name for file in files}:

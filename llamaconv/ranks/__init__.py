@@ -43,14 +43,14 @@ class Ranks:
         return self.rank == 0
 
     @property
-    def speaks(self) -> bool:
+    def reports_errors(self) -> bool:
         """Whether this rank tells the user of an error, so that it is said once."""
         return True
 
-    def share(self, sizes: Sequence[int], turn: int = 0) -> list[int]:
+    def share(self, sizes: Sequence[int], shift: int = 0) -> list[int]:
         """The places in ``sizes`` (bytes) that fall to this rank; every rank gets about the same.
 
-        The longest first, each to the rank with the least. ``turn`` hands every share on by so
+        The longest first, each to the rank with the least. ``shift`` hands every share on by so
         many ranks: those who check are not those who wrote.
         """
         loads = [(0, rank) for rank in range(self.size)]
@@ -58,29 +58,32 @@ class Ranks:
         for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
             filled, rank = heapq.heappop(loads)
             heapq.heappush(loads, (filled + sizes[place], rank))
-            if (rank + turn) % self.size == self.rank:
+            if (rank + shift) % self.size == self.rank:
                 mine.append(place)
         return sorted(mine)
 
-    def together(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """The ``value`` of every rank, by rank. Values are what JSON can carry.
 
         Waits for the slowest rank. Raises `OtherRankError` where one failed or died.
         """
         return [value]
 
-    def from_first(self, value: Any = None) -> Any:
-        """The ``value`` of rank 0, on every rank; raises as `together` does."""
+    def broadcast(self, value: Any = None) -> Any:
+        """The ``value`` of rank 0, on every rank; raises as `all_gather` does."""
         return value
 
-    def look(self) -> None:
+    def raise_if_failed(self) -> None:
         """Raises `OtherRankError` where another rank has failed or died; costs nothing."""
 
     def counted(self, progress: Progress | None) -> Progress | None:
-        """``progress`` with the bytes of all ranks, called on rank 0 only; it looks as well."""
+        """``progress`` with the bytes of all ranks, called on rank 0 only.
+
+        Every call of it also calls `raise_if_failed`.
+        """
         return progress
 
-    def end(self, error: BaseException) -> None:
+    def abort(self, error: BaseException) -> None:
         """Tells the others that this rank ends with ``error``, where they do not know yet.
 
         To be called when this rank touches the target no more. On rank 0 waits, some seconds

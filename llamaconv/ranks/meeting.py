@@ -99,16 +99,16 @@ class Meeting(Ranks):
                 self._watch.listen()
 
     @property
-    def speaks(self) -> bool:
+    def reports_errors(self) -> bool:
         if self.first or not self._met:
             return True
         failure = self._watch.failure
         return failure is not None and 0 in self._watch.dead and failure.by == self.rank
 
-    def together(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         # Rank 0 alone reads from each; it hands on what all have said in one piece.
         self._turn += 1
-        key = f"together/{self._turn}"
+        key = f"all_gather/{self._turn}"
         store = self._watch.store
         with self._storing():
             self._watch.beat()
@@ -122,9 +122,9 @@ class Meeting(Ranks):
             self._draw()
             return values
 
-    def from_first(self, value: Any = None) -> Any:
+    def broadcast(self, value: Any = None) -> Any:
         self._turn += 1
-        key = f"first/{self._turn}"
+        key = f"broadcast/{self._turn}"
         with self._storing():
             if self.first:
                 self._watch.store.set(key, json.dumps(value))
@@ -135,13 +135,13 @@ class Meeting(Ranks):
         """What another rank says under ``key``, once it does."""
         pause = 0.002
         while not self._watch.store.check([key]):
-            self.look()
+            self.raise_if_failed()
             self._draw()
             time.sleep(pause)
             pause = min(2 * pause, 0.1)
         return self._watch.store.get(key)
 
-    def look(self) -> None:
+    def raise_if_failed(self) -> None:
         if self._watch.failure is not None:
             raise _other(self._watch.failure)
 
@@ -149,7 +149,7 @@ class Meeting(Ranks):
         self._progress = progress if self.first else None
 
         def count(step: str, done: int, total: int) -> None:
-            self.look()
+            self.raise_if_failed()
             self._count = (step, done, total)
             self._watch.own_count = (step, done)
             self._draw()
@@ -165,7 +165,7 @@ class Meeting(Ranks):
             self._drawn = (step, done, total)
             self._progress(step, min(done, total), total)
 
-    def end(self, error: BaseException) -> None:
+    def abort(self, error: BaseException) -> None:
         if self._ending:
             return
         self._ending = True
@@ -192,7 +192,7 @@ class Meeting(Ranks):
         watch = self._watch
         with self._storing(quiet=True):
             if error is not None:
-                self.end(error)
+                self.abort(error)
             watch.end()
             if self.first:
                 # This process may keep the store; let the others read what they were told.
@@ -227,7 +227,7 @@ class Meeting(Ranks):
         except RuntimeError as error:
             self._lose(error)
             if not quiet:
-                self.look()
+                self.raise_if_failed()
 
     def _lose(self, error: RuntimeError) -> None:
         """The store has gone: the first of this host's ranks that are left says so."""
