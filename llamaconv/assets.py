@@ -13,8 +13,9 @@ from llamaconv.config import from_config
 from llamaconv.files import try_json
 from llamaconv.formats.huggingface import CONFIG
 from llamaconv.fused import take_apart
+from llamaconv.opened import Checkpoint
 from llamaconv.params import LlamaParams
-from llamaconv.pieces import Checkpoint, shapes_by_role
+from llamaconv.pieces import shapes_by_role
 from llamaconv.plan import Target
 from llamaconv.problems import Problem, warning
 from llamaconv.remote import Remote

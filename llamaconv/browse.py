@@ -12,8 +12,9 @@ from typing import get_args
 
 from llamaconv import keys
 from llamaconv.index_diff import index_diff, without_path
+from llamaconv.opened import Checkpoint
 from llamaconv.params import RopeScaling
-from llamaconv.pieces import DTYPE_BYTES, Checkpoint, TensorInfo
+from llamaconv.pieces import DTYPE_BYTES, TensorInfo
 from llamaconv.tables import Sentence, Table, size
 
 __all__ = [

@@ -29,6 +29,7 @@ from llamaconv.engine import Engine
 from llamaconv.plan import Plan
 from llamaconv.problems import RefusedError, UnusableError
 from llamaconv.ranks import ALONE, Progress, Ranks
+from llamaconv.small_files import write_receipt
 from llamaconv.staging import staged
 from llamaconv.tables import Table, size
 from llamaconv.target_check import check_target
@@ -146,7 +147,7 @@ def convert_checkpoint(
                 raise UnusableError(verification.problems())
         record = _receipt(plan, digests, verification)
         if ranks.first:
-            receipt.write(folder, record)
+            write_receipt(folder, record)
     return Conversion(
         plan=plan,
         target=target,

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from llamaconv import keys
 from llamaconv.formats.detect import open_checkpoint
-from llamaconv.pieces import DTYPE_BYTES, Checkpoint, TensorInfo
+from llamaconv.opened import Checkpoint
+from llamaconv.pieces import DTYPE_BYTES, TensorInfo
 from llamaconv.problems import RefusedError
 from llamaconv.receipt_check import verify_receipt
 from llamaconv.tables import Table, size

@@ -1,7 +1,7 @@
 """Which Llama it is: the published sizes, compared with a checkpoint's parameters.
 
 Weights do not say their name; shapes and RoPE's parameters nearly do. Sources: for Llama 3 and
-later `titan.FLAVOURS` and Meta's llama-models (models/sku_list.py: vocabulary, RoPE base, scaling);
+later Meta's llama-models (models/sku_list.py: sizes, vocabulary, RoPE base, scaling);
 Llama 1 and 2, the tables of arXiv 2302.13971 and 2307.09288 and the params.json released with
 them; Code Llama, arXiv 2308.12950 (base 1e6, 16 more tokens for infilling).
 
@@ -16,7 +16,11 @@ from dataclasses import dataclass, replace
 
 from llamaconv.params import LlamaParams, RopeScaling
 from llamaconv.tables import Table
-from llamaconv.titan import FLAVOURS, STOCK_SCALING
+
+LLAMA_3_THETA = 500_000.0
+# rope_scaling in the config.json of both; Meta's code has the first built in.
+LLAMA_31_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
+LLAMA_32_SCALING = RopeScaling(32.0, 1.0, 4.0, 8192)
 
 _SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim")
 
@@ -71,23 +75,24 @@ def _head(tied: bool) -> str:
     return "tied" if tied else "of its own"
 
 
-def _llama_3() -> tuple[Published, ...]:
-    stretched = {"Llama 3.2": RopeScaling(32.0, 1.0, 4.0, 8192)}
-    releases = {
-        "Llama 3": ("8B", "70B"),
-        "Llama 3.1": ("8B", "70B", "405B"),
-        "Llama 3.2": ("1B", "3B"),
-        "Llama 3.3": ("70B",),
-    }
-    flavours = {flavour.name: flavour for flavour in FLAVOURS}
-    made = []
-    for release, sizes in releases.items():
-        scaling = None if release == "Llama 3" else stretched.get(release, STOCK_SCALING)
-        for flavour in map(flavours.__getitem__, sizes):
-            same = {name: getattr(flavour, name) for name in (*_SIZES, "vocab_size", "tied")}
-            name = f"{release} {flavour.name}"
-            made.append(Published(name, **same, rope_theta=500000.0, rope_scaling=scaling))
-    return tuple(made)
+_LLAMA_3 = tuple(
+    Published(name, *sizes, vocab_size=128256, rope_theta=LLAMA_3_THETA, tied=tied)
+    for name, sizes, tied in (
+        ("Llama 3 8B", (4096, 32, 32, 8, 14336), False),
+        ("Llama 3 70B", (8192, 80, 64, 8, 28672), False),
+        ("Llama 3.1 405B", (16384, 126, 128, 8, 53248), False),
+        ("Llama 3.2 1B", (2048, 16, 32, 8, 8192), True),
+        ("Llama 3.2 3B", (3072, 28, 24, 8, 8192), True),
+    )
+)
+
+
+def _llama_3(release: str, scaling: RopeScaling | None, *sizes: str) -> tuple[Published, ...]:
+    """The models of one release, with the shapes that their sizes have in every release."""
+    found = {one.name.split()[-1]: one for one in _LLAMA_3}
+    return tuple(
+        replace(found[size], name=f"{release} {size}", rope_scaling=scaling) for size in sizes
+    )
 
 
 _LLAMA_2 = (
@@ -114,7 +119,10 @@ PUBLISHED: tuple[Published, ...] = (
         if two.norm_eps
     ),
     Published("Code Llama 34B", 8192, 48, 64, 8, 22016, rope_theta=1e6),
-    *_llama_3(),
+    *_llama_3("Llama 3", None, "8B", "70B"),
+    *_llama_3("Llama 3.1", LLAMA_31_SCALING, "8B", "70B", "405B"),
+    *_llama_3("Llama 3.2", LLAMA_32_SCALING, "1B", "3B"),
+    *_llama_3("Llama 3.3", LLAMA_31_SCALING, "70B"),
 )
 
 

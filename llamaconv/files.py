@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import stat
 from collections import Counter
 from pathlib import Path
@@ -50,22 +49,6 @@ def open_file(path: Path) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copies a file's content, and sends it to the disk. Raises ``OSError``."""
-    with open_file(source) as read, open(target, "xb") as written:
-        shutil.copyfileobj(read, written)
-        written.flush()
-        os.fsync(written.fileno())
-
-
-def write_text(target: Path, text: str) -> None:
-    """A new file of ``text`` in UTF-8, on the disk. Raises ``OSError``."""
-    with open(target, "x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_json(path: Path) -> dict[str, Any]:

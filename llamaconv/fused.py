@@ -13,8 +13,9 @@ import re
 from dataclasses import replace
 
 from llamaconv import keys
+from llamaconv.opened import Checkpoint
 from llamaconv.params import LlamaParams
-from llamaconv.pieces import Checkpoint, TensorInfo
+from llamaconv.pieces import TensorInfo
 from llamaconv.problems import Problem
 
 _WQKV = re.compile(r"(?:model\.)?layers\.([0-9]{1,9})\.attention\.(?:qkv_linear\.)?wqkv\.weight")

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llamaconv.formats import huggingface
-from llamaconv.pieces import Checkpoint, TensorInfo
+from llamaconv.opened import Checkpoint
+from llamaconv.pieces import TensorInfo
 from llamaconv.place import Place, try_json
 from llamaconv.remote import Remote
 from llamaconv.tables import Sentence, Table

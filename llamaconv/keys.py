@@ -24,6 +24,8 @@ Layout = Literal["interleaved", "half_split"]
 Kind = Literal["embedding", "q and k", "v and o", "feed-forward", "norms", "head"]
 """What a role is for; the groups that tables and pictures show."""
 
+# Newest first: names that fit several are taken for the newest.
+GENERATIONS = ("titan-0.3", "titan-0.2", "titan-2024")
 NAMINGS = ("huggingface", "meta", "titan-0.2", "titan-0.3", "titan-2024")
 
 _L = "layers.N."
@@ -142,6 +144,12 @@ def identify(name: str, naming: str | None) -> tuple[Role, int | None] | None:
             return (role, int(part)) if role and role.per_layer else None
     role = _pattern(naming).get(name)
     return (role, None) if role and not role.per_layer else None
+
+
+def cut_axis(name: str) -> int:
+    """The axis that Meta's files cut the tensor of this name of theirs along."""
+    known = identify(name, "meta")
+    return known[0].cut if known else 0
 
 
 def is_computed(name: str) -> bool:

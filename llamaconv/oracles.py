@@ -26,8 +26,9 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from llamaconv.formats.dcp_metadata import read_metadata
+from llamaconv.opened import Checkpoint
 from llamaconv.piece_reader import PieceReader
-from llamaconv.pieces import Checkpoint, Piece, TensorInfo
+from llamaconv.pieces import Piece, TensorInfo
 from llamaconv.problems import FailedError, LlamaconvError
 from llamaconv.torch_metadata import unpickle_metadata
 from llamaconv.torch_rows import Window, read_rows

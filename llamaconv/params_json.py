@@ -11,15 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from llamaconv.config import ParamsReader
+from llamaconv.family import LLAMA_31_SCALING, LLAMA_32_SCALING, PUBLISHED
 from llamaconv.params import MOST_HEADS, MOST_LAYERS, LlamaParams, RopeScaling
 from llamaconv.problems import Problem
 
 # apply_scaling in Meta's llama-models, models/llama3/model.py: constants, not parameters.
-META_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
-# Llama 3.2 1B and 3B were released with the same params.json entry and a factor of 32
-# (rope_scaling in the config.json of both).
-_LLAMA_32_SCALING = RopeScaling(32.0, 1.0, 4.0, 8192)
-_LLAMA_32_WIDTHS = {(2048, 16), (3072, 28)}
+META_SCALING = LLAMA_31_SCALING
+# Llama 3.2 1B and 3B were released with the same params.json entry and a factor of 32.
+_LLAMA_32_WIDTHS = {
+    (one.dim, one.n_layers) for one in PUBLISHED if one.rope_scaling == LLAMA_32_SCALING
+}
 # Meta's llama (2023) has no such entry and 10000 in its code.
 _META_DEFAULT_THETA = 10000.0
 
@@ -109,7 +110,7 @@ def unfit(params: LlamaParams) -> list[Problem]:
             f"is {params.rope_scaling}"
         )
         known = (params.dim, params.n_layers) in _LLAMA_32_WIDTHS
-        if known and params.rope_scaling == _LLAMA_32_SCALING:
+        if known and params.rope_scaling == LLAMA_32_SCALING:
             problems.append(Problem(f"{message}, as Meta's own Llama 3.2 files", level="warning"))
         else:
             problems.append(Problem(message))
@@ -143,5 +144,5 @@ def _scaling(reader: ParamsReader, dim: int, n_layers: int) -> RopeScaling | Non
             "this width and depth (Meta's own code would use 8)",
             is_inherent=True,
         )
-        return _LLAMA_32_SCALING
+        return LLAMA_32_SCALING
     return META_SCALING

@@ -13,8 +13,9 @@ from math import prod
 from typing import Any, Literal
 
 from llamaconv import keys, titan
+from llamaconv.opened import Checkpoint
 from llamaconv.params import LlamaParams
-from llamaconv.pieces import DTYPE_BYTES, Checkpoint
+from llamaconv.pieces import DTYPE_BYTES
 from llamaconv.problems import Problem, RefusedError, printable
 from llamaconv.tables import Table, size
 

@@ -13,9 +13,10 @@ from llamaconv.assets import with_params
 from llamaconv.compare import all_one, all_zero
 from llamaconv.foreign import family_of
 from llamaconv.head import resolve_head
+from llamaconv.opened import Checkpoint
 from llamaconv.params import LlamaParams
 from llamaconv.params_json import unfit
-from llamaconv.pieces import WEIGHT_DTYPES, Checkpoint, TensorInfo
+from llamaconv.pieces import WEIGHT_DTYPES, TensorInfo
 from llamaconv.plan import Move, Operation, Plan, Target
 from llamaconv.problems import Problem, some, warning
 

@@ -6,7 +6,6 @@ of every piece, so that a folder can be understood and checked months later.
 
 from __future__ import annotations
 
-import json
 import reprlib
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
@@ -14,7 +13,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from llamaconv.files import read_json, write_text
+from llamaconv.files import read_json
 from llamaconv.keys import Layout
 from llamaconv.params import LlamaParams
 from llamaconv.problems import Problem, RefusedError, or_problems
@@ -143,11 +142,6 @@ class Receipt:
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
-
-
-def write(folder: Path, receipt: Receipt) -> None:
-    text = json.dumps(receipt.to_json(), indent=1, ensure_ascii=True)
-    write_text(folder / NAME, text + "\n")
 
 
 def try_read(folder: Path, problems: list[Problem]) -> Receipt | None:

@@ -14,8 +14,9 @@ import xxhash
 from llamaconv.checks import Check, Verification
 from llamaconv.comparison import Progress
 from llamaconv.formats.detect import open_checkpoint
+from llamaconv.opened import Checkpoint
 from llamaconv.piece_reader import PieceReader
-from llamaconv.pieces import Checkpoint, Piece, TensorInfo
+from llamaconv.pieces import Piece, TensorInfo
 from llamaconv.plan import Plan
 from llamaconv.problems import LlamaconvError, RefusedError, some
 from llamaconv.receipt import Receipt

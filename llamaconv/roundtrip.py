@@ -13,8 +13,9 @@ from pathlib import Path
 from llamaconv.comparison import WINDOW_BYTES, count_different
 from llamaconv.convert import convert_checkpoint
 from llamaconv.formats.detect import open_checkpoint
+from llamaconv.opened import Checkpoint
 from llamaconv.oracles import Oracle, oracle
-from llamaconv.pieces import Checkpoint, TensorInfo
+from llamaconv.pieces import TensorInfo
 from llamaconv.plan import Target
 from llamaconv.planner import make_plan
 from llamaconv.problems import some

@@ -13,9 +13,10 @@ from typing import Any
 from llamaconv.config import from_config
 from llamaconv.files import try_json
 from llamaconv.formats.huggingface import CONFIG, INDEX, SINGLE
+from llamaconv.opened import Checkpoint
 from llamaconv.params import LlamaParams
 from llamaconv.params_json import ffn_width, from_params_json
-from llamaconv.pieces import Checkpoint, shapes_by_role
+from llamaconv.pieces import shapes_by_role
 from llamaconv.problems import Problem
 
 _PARAMS = "params.json"

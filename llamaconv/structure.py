@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llamaconv.checks import Check
+from llamaconv.opened import Checkpoint
 from llamaconv.params import LlamaParams
-from llamaconv.pieces import Checkpoint
 from llamaconv.problems import some
 from llamaconv.stated import stated_otherwise
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llamaconv.family import LLAMA_3_THETA, LLAMA_31_SCALING, PUBLISHED
 from llamaconv.keys import Layout
 from llamaconv.params import LlamaParams, RopeScaling
 from llamaconv.tables import Table
 
-# Newest first: names that fit several are taken for the newest.
-GENERATIONS = ("titan-0.3", "titan-0.2", "titan-2024")
-
 # The scaling of every stock flavour of 0.2.x and 0.3.0; 0.1.0 has none.
-STOCK_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
+STOCK_SCALING = LLAMA_31_SCALING
 
 
 @dataclass(frozen=True)
@@ -39,17 +37,21 @@ class Flavour:
         return (
             all(getattr(params, name) == getattr(self, name) for name in names)
             and params.q_rows == params.dim
-            and params.rope_theta == 500000
+            and params.rope_theta == LLAMA_3_THETA
             and params.norm_eps == 1e-5
         )
 
 
+def _flavour(model: str) -> Flavour:
+    """The flavour with the sizes of a published model, named by its size."""
+    one = next(one for one in PUBLISHED if one.name == model)
+    sizes = (one.dim, one.n_layers, one.n_heads, one.n_kv_heads, one.ffn_dim, one.vocab_size)
+    return Flavour(model.split()[-1], *sizes, tied=one.tied)
+
+
 FLAVOURS = (
-    Flavour("1B", 2048, 16, 32, 8, 8192, tied=True),
-    Flavour("3B", 3072, 28, 24, 8, 8192, tied=True),
-    Flavour("8B", 4096, 32, 32, 8, 14336),
-    Flavour("70B", 8192, 80, 64, 8, 28672),
-    Flavour("405B", 16384, 126, 128, 8, 53248),
+    *map(_flavour, ("Llama 3.2 1B", "Llama 3.2 3B", "Llama 3.1 8B", "Llama 3.1 70B")),
+    _flavour("Llama 3.1 405B"),
     Flavour("debugmodel", 256, 6, 16, 16, 768, vocab_size=2048),
 )
 

@@ -28,8 +28,8 @@ from llamaconv import model
 from llamaconv.checks import Check, Verification
 from llamaconv.comparison import Comparison, Progress, other_layout
 from llamaconv.formats.detect import open_checkpoint
+from llamaconv.opened import Checkpoint
 from llamaconv.oracles import Oracle, oracle
-from llamaconv.pieces import Checkpoint
 from llamaconv.plan import CHOICES, Plan, Target
 from llamaconv.planner import make_plan
 from llamaconv.problems import LlamaconvError, RefusedError

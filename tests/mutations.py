@@ -19,7 +19,8 @@ import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from llamaconv import keys, open_checkpoint
-from llamaconv.pieces import DTYPE_BYTES, Checkpoint, Piece, TensorInfo
+from llamaconv.opened import Checkpoint
+from llamaconv.pieces import DTYPE_BYTES, Piece, TensorInfo
 
 Mutation = Callable[[Path, random.Random], str | None]
 

@@ -14,9 +14,9 @@ from test_imports import imported_by
 
 from llamaconv import browse, figures, keys, open_checkpoint, sample_path
 from llamaconv.family import family
+from llamaconv.opened import Checkpoint
 from llamaconv.panels import browse as panels
 from llamaconv.params import LlamaParams
-from llamaconv.pieces import Checkpoint
 from llamaconv.tables import Table
 from llamaconv.titan import STOCK_SCALING
 

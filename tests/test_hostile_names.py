@@ -36,11 +36,11 @@ from llamaconv import (
 from llamaconv.cli import main
 from llamaconv.family import family
 from llamaconv.notebook import ConvertChoices
+from llamaconv.opened import Checkpoint
 from llamaconv.panels import browse as browse_panels
 from llamaconv.panels import preview as preview_panels
 from llamaconv.panels import verify as verify_panels
 from llamaconv.panels.convert import ConvertPanel
-from llamaconv.pieces import Checkpoint
 from llamaconv.receipt_check import verify_receipt
 from llamaconv.roundtrip import way_back
 from llamaconv.sample_rows import sample_rows

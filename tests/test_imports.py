@@ -55,8 +55,8 @@ def test_pictures_and_panels_do_not_wait_for_torch() -> None:
 
 # Each room may import those before it; a house with one direction has no cycles.
 ORDER = [
-    "version problems ranks journal files tables params config params_json keys foreign rope shell remote scratch pieces piece_reader place torch_rows threads compare sample model titan receipt advice",
-    "fused family",
+    "version problems ranks journal files tables params config params_json keys foreign rope family shell remote scratch pieces piece_reader opened small_files place torch_rows threads compare sample model titan receipt advice",
+    "fused",
     "formats progress",
     "plan head assets index_diff browse",
     "target_check",

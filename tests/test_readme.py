@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from llamaconv.cli import main
-from llamaconv.keys import NAMINGS
+from llamaconv.keys import GENERATIONS, NAMINGS
 from llamaconv.pieces import WEIGHT_DTYPES
 from llamaconv.plan import CHOICES
-from llamaconv.titan import GENERATIONS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

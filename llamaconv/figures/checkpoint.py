@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 
 from llamaconv import browse
 from llamaconv.figures.picture import Picture, drawing, picture
-from llamaconv.pieces import Checkpoint
+from llamaconv.opened import Checkpoint
 from llamaconv.problems import printable
 from llamaconv.tables import size
 

@@ -22,9 +22,9 @@ from llamaconv.formats.dcp_metadata import (
 )
 from llamaconv.formats.torch_archive import Archive
 from llamaconv.fused import is_fused
-from llamaconv.pieces import Checkpoint, Ignored, Piece, TensorInfo
+from llamaconv.opened import Checkpoint, Ignored
+from llamaconv.pieces import Piece, TensorInfo
 from llamaconv.problems import Problem, some, warning
-from llamaconv.titan import GENERATIONS
 
 # What a reader passes by: optimizer and trainer state of a full training checkpoint.
 _TRAINER_STATE = ("optimizer", "lr_scheduler", "dataloader", "train_state", "ft_dataloader")
@@ -119,7 +119,7 @@ def _naming(tensors: Iterable[str]) -> str | None:
     """The naming that every name fits, fused ones aside, or None."""
     names = [name for name in tensors if not is_fused(name)]
     # transformers' own names are in what FSDP and accelerate save of its models.
-    for naming in (*GENERATIONS, "huggingface"):
+    for naming in (*keys.GENERATIONS, "huggingface"):
         if names and all(keys.identify(name, naming) for name in names):
             return naming
     return None

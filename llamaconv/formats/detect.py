@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from llamaconv.formats import huggingface
-from llamaconv.pieces import Checkpoint
+from llamaconv.opened import Checkpoint
 from llamaconv.place import matching
 from llamaconv.problems import RefusedError, some
 from llamaconv.remote import SAFETENSORS, HubName, is_remote, parse

@@ -18,8 +18,9 @@ from typing import Any
 from llamaconv import receipt
 from llamaconv.config import from_config
 from llamaconv.formats.safetensors_header import read_header
+from llamaconv.opened import Checkpoint, Ignored
 from llamaconv.params import LlamaParams
-from llamaconv.pieces import Checkpoint, Ignored, TensorInfo, shapes_by_role
+from llamaconv.pieces import TensorInfo, shapes_by_role
 from llamaconv.place import Header, LocalFolder, Place, matching, try_json
 from llamaconv.problems import Problem, or_problems, printable, some, warning
 from llamaconv.remote import Remote

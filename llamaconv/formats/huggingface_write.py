@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llamaconv.config import to_config
-from llamaconv.files import copy_file, read_json, write_text
+from llamaconv.files import read_json
 from llamaconv.formats.blocks import Blocks, File, rows_payload, write_files
 from llamaconv.formats.huggingface import ASSETS, INDEX, SINGLE
 from llamaconv.formats.output import Output
@@ -22,6 +22,7 @@ from llamaconv.formats.safetensors_header import DTYPES
 from llamaconv.params import LlamaParams
 from llamaconv.pieces import TensorInfo
 from llamaconv.ranks import ALONE, Ranks
+from llamaconv.small_files import copy_file, write_text
 
 _STORED = {dtype: name for name, dtype in DTYPES.items()}
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from llamaconv import keys, receipt
 from llamaconv.compare import same_bytes
 from llamaconv.files import try_json
-from llamaconv.formats.meta_write import cut_axis
 from llamaconv.formats.torch_file import read_header
+from llamaconv.opened import Checkpoint, Ignored
 from llamaconv.params_json import from_params_json
 from llamaconv.piece_reader import PieceReader
-from llamaconv.pieces import WEIGHT_DTYPES, Checkpoint, Ignored, Piece, TensorInfo, shapes_by_role
+from llamaconv.pieces import WEIGHT_DTYPES, Piece, TensorInfo, shapes_by_role
 from llamaconv.problems import Problem, some, warning
 from llamaconv.torch_rows import read_rows
 
@@ -182,7 +182,7 @@ class _Opener:
 
     def _axis(self, name: str, parts: list[TensorInfo], dim: int | None) -> int | None:
         if name != "tok_embeddings.weight" or len(parts) == 1:
-            return cut_axis(name)
+            return keys.cut_axis(name)
         # Rows where each part is as wide as the model (Llama 3), columns otherwise (Llama 1, 2).
         width = parts[0].shape[1]
         if dim == width:

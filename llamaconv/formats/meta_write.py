@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 
 from llamaconv import keys
-from llamaconv.files import copy_file, write_text
 from llamaconv.formats.blocks import Blocks, File, rows_payload, write_files
 from llamaconv.formats.output import Output, Payload
 from llamaconv.formats.torch_stream import save_streamed, without_data
@@ -26,6 +25,7 @@ from llamaconv.params_json import to_params_json
 from llamaconv.pieces import DTYPE_BYTES, TensorInfo
 from llamaconv.ranks import ALONE, Ranks
 from llamaconv.scratch import Reused
+from llamaconv.small_files import copy_file, write_text
 
 
 def write(
@@ -82,16 +82,10 @@ def _part(tensor: TensorInfo, number: int, n_files: int) -> tuple[tuple[int, ...
     """Start and shape of the part that file ``number`` holds."""
     start, shape = [0] * len(tensor.shape), list(tensor.shape)
     if len(shape) == 2:
-        axis = cut_axis(tensor.name)
+        axis = keys.cut_axis(tensor.name)
         shape[axis] //= n_files
         start[axis] = number * shape[axis]
     return tuple(start), tuple(shape)
-
-
-def cut_axis(name: str) -> int:
-    """The axis that a matrix is cut along: columns for wo and w2, rows for the others."""
-    known = keys.identify(name, "meta")
-    return known[0].cut if known else 0
 
 
 def _payload(

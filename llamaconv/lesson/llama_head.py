@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from llamaconv import rope
+from llamaconv.family import LLAMA_3_THETA, LLAMA_31_SCALING, LLAMA_32_SCALING
 from llamaconv.keys import Layout
 from llamaconv.params import RopeScaling
 
 # As in their config.json and params.json; only Llama 3.2 1B has heads of 64.
-THETA, HEAD_DIM = 500_000.0, 128
-ORIGINAL = 8192
+THETA, HEAD_DIM = LLAMA_3_THETA, 128
+ORIGINAL = LLAMA_31_SCALING.original_max_position
 
 LLAMAS: dict[str, RopeScaling | None] = {
     "Llama 3": None,
-    "Llama 3.1": RopeScaling(8.0, 1.0, 4.0, ORIGINAL),
-    "Llama 3.2": RopeScaling(32.0, 1.0, 4.0, ORIGINAL),
+    "Llama 3.1": LLAMA_31_SCALING,
+    "Llama 3.2": LLAMA_32_SCALING,
 }
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from llamaconv import browse
+from llamaconv.opened import Checkpoint
 from llamaconv.panels.panel import Choice, Panel, Text
-from llamaconv.pieces import Checkpoint
 from llamaconv.problems import printable
 
 

@@ -16,8 +16,8 @@ import ipywidgets as widgets
 
 from llamaconv.agreement import fingerprint
 from llamaconv.notebook import ConvertChoices
+from llamaconv.opened import Checkpoint
 from llamaconv.panels.panel import Choice, Panel, Switch, Text
-from llamaconv.pieces import Checkpoint
 from llamaconv.plan import CHOICES, Plan
 from llamaconv.planner import make_plan
 from llamaconv.problems import Problem, RefusedError

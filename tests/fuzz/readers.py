@@ -39,8 +39,8 @@ with atheris.instrument_imports(
     from llamaconv.files import json_object
     from llamaconv.formats import dcp, huggingface, safetensors_header, torch_archive, torch_file
     from llamaconv.index_diff import index_diff
+    from llamaconv.opened import Checkpoint
     from llamaconv.params_json import from_params_json
-    from llamaconv.pieces import Checkpoint
 
 PLACE = Path(tempfile.mkdtemp(prefix="llamaconv-fuzz-", dir="/dev/shm"))
 SHAPES = {"tok_embeddings": (80, 64), "wq": (64, 64), "w1": (96, 64)}
