@@ -1,104 +1,119 @@
-"""The ranks of one conversion: the processes that torchrun started, or this one alone.
+r"""The processes that torchrun started, or this one alone.
 
-Every rank opens the source, makes the same plan and writes its share of the target's files; only
-small values pass between ranks, and the weights go through the filesystem alone. `Ranks` is a
-world of one, which needs nothing; `meeting` has the world of several.
+Every rank opens the source, makes the same plan and writes its share of the target's files. Then
+each compares what another rank wrote with the source as it sees it. Only small values pass between
+ranks. `meeting` has several ranks; `Ranks` itself is a world of one.
 
-Limit: ranks do not take over from each other. Where one fails or dies, the conversion ends.
+The output is byte-for-byte the same as from one process, whatever the number of ranks. Only the
+timestamp in the receipt differs. Each rank has the exit status of one process; torchrun's own is 1
+after a failure. If a rank fails or dies, all ranks of its host end within seconds, the reason is printed
+once, the target is unchanged, and the next run continues from what was written.
+
+Several hosts need to share a filesystem and nothing else. On host I of N (the same but for I)::
+
+    torchrun --nnodes N --node-rank I --master-addr NODE0 --master-port 29400 --nproc-per-node 4 \
+        -m llamaconv convert /shared/Llama-3.1-70B /shared/Llama-3.1-70B-dcp --shards 8
+
+More ranks than files do not help: a DCP has up to 64 files per row chunk (``--shards``), a Hugging
+Face folder one per ``--max-shard-size``, and Meta's format ``--shards``.
+
+405B on several hosts, calculated: all ranks together read and write 812 GB, and the checks read both
+sides again. At 2 GB/s per host and direction, writing takes 7 minutes on one host and checking 14; on
+eight hosts they take 51 and 102 seconds.
+
+Limit: no rank continues the work of another. If one fails or dies, the conversion ends.
 """
 
 from __future__ import annotations
 
-import heapq
 import os
-from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
+from collections.abc import Sequence
 from typing import Any
 
-from llamaconv.problems import FailedError, Problem, RefusedError
-
-Progress = Callable[[str, int, int], None]
-"""What is being done ("write" or "verify"), bytes done, bytes in all. Called from threads."""
+from llamaconv.report.errors import FailedError, Problem, RefusedError
+from llamaconv.report.progress import Progress, no_progress
 
 
 class OtherRankError(FailedError):
-    """Another rank ended the conversion; ``status`` is the exit status of all."""
+    """Another rank ended the conversion; ``dead`` are the ranks that cannot report it."""
 
-    def __init__(self, messages: Iterable[str], status: int) -> None:
+    def __init__(self, status: int, messages: Sequence[str], dead: Sequence[int] = ()) -> None:
         super().__init__(map(Problem, messages))
-        self.status = status
+        self.status, self.dead = status, dead
 
 
 class Ranks:
-    """A world of one rank. A context manager: leaving it by an error tells the other ranks."""
+    """A world of one rank. A context manager: leaving it by an exception ends all ranks.
 
-    rank = 0
-    size = 1
-    local_size = 1
-    """Ranks on this host, which share its processors."""
+    Attributes:
+        rank: This rank's number, from 0.
+        size: The number of ranks.
+        local_size: The number of ranks on this host, which share its CPUs.
+    """
+
+    rank, size, local_size = 0, 1, 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that makes the target's folder and puts it in place."""
+        """Whether this is rank 0, which creates the target's folder and puts it in place."""
         return self.rank == 0
 
     @property
     def reports_errors(self) -> bool:
-        """Whether this rank tells the user of an error, so that it is said once."""
+        """Whether this rank prints errors. After the ``with`` block, exactly one rank does."""
         return True
 
     def share(self, sizes: Sequence[int], shift: int = 0) -> list[int]:
-        """The places in ``sizes`` (bytes) that fall to this rank; every rank gets about the same.
+        """Return the indices of this rank's items; every rank gets about the same bytes.
 
-        The longest first, each to the rank with the least. ``shift`` hands every share on by so
-        many ranks: those who check are not those who wrote.
+        Args:
+            sizes: Bytes per item; equal on all ranks.
+            shift: Pass each share on by this many ranks, so that no rank checks what it wrote.
         """
-        loads = [(0, rank) for rank in range(self.size)]
+        loads = [0] * self.size
         mine = []
-        for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
-            filled, rank = heapq.heappop(loads)
-            heapq.heappush(loads, (filled + sizes[place], rank))
+        for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+            rank = loads.index(min(loads))
+            loads[rank] += sizes[index]
             if (rank + shift) % self.size == self.rank:
-                mine.append(place)
+                mine.append(index)
         return sorted(mine)
 
     def all_gather(self, value: Any) -> list[Any]:
-        """The ``value`` of every rank, by rank. Values are what JSON can carry.
+        """Return each rank's ``value``, by rank; waits for the slowest rank.
 
-        Waits for the slowest rank. Raises `OtherRankError` where one failed or died.
+        Args:
+            value: Anything that JSON can represent.
+
+        Raises:
+            OtherRankError: If another rank failed or died.
         """
         return [value]
 
     def broadcast(self, value: Any = None) -> Any:
-        """The ``value`` of rank 0, on every rank; raises as `all_gather` does."""
+        """Return rank 0's ``value`` on every rank; see `all_gather`."""
         return value
 
     def raise_if_failed(self) -> None:
-        """Raises `OtherRankError` where another rank has failed or died; costs nothing."""
+        """Raise `OtherRankError` if another rank is known to have failed or died."""
 
-    def counted(self, progress: Progress | None) -> Progress | None:
-        """``progress`` with the bytes of all ranks, called on rank 0 only.
+    def counted(self, progress: Progress | None) -> Progress:
+        """Return a function to call instead of ``progress``, which gets the sums on rank 0.
 
-        Every call of it also calls `raise_if_failed`.
+        The function also calls `raise_if_failed`.
         """
-        return progress
+        return progress or no_progress
 
     def abort(self, error: BaseException) -> None:
-        """Tells the others that this rank ends with ``error``, where they do not know yet.
+        """End all ranks because of ``error``. Call it once this rank no longer writes.
 
-        To be called when this rank touches the target no more. On rank 0 waits, some seconds
-        at most, until that is so of every rank.
+        Rank 0 waits until no rank writes, for 20 seconds at most.
         """
 
     def __enter__(self) -> Ranks:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         pass
 
 
@@ -106,16 +121,18 @@ ALONE = Ranks()
 
 
 def from_environment() -> Ranks:
-    """The ranks that torchrun started, by RANK and WORLD_SIZE; without these, this process alone.
+    """Return the ranks that torchrun started, or `ALONE` if WORLD_SIZE is unset or 1.
 
-    Raises `RefusedError` where the environment says half of it.
+    Raises:
+        RefusedError: If RANK, MASTER_ADDR or MASTER_PORT do not fit WORLD_SIZE.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return ALONE
     try:
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        address = f"{os.environ['MASTER_ADDR']}:{int(os.environ['MASTER_PORT'])}"
         if not 0 <= rank < size or local_size < 1:
             raise ValueError(f"rank {rank} of {size}")
     except (KeyError, ValueError) as error:
@@ -124,8 +141,8 @@ def from_environment() -> Ranks:
             f"not fit it ({type(error).__name__}: {error}); start several ranks with torchrun, or "
             "unset WORLD_SIZE for one process"
         ) from None
-    # Where the store goes, torch would log its C++ stack; one line of ours says it.
+    # If the store is lost, torch would log its C++ stack; our one line is enough.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from llamaconv.ranks.meeting import Meeting
 
-    return Meeting(rank, size, local_size, f"{host}:{port}")
+    return Meeting(rank, size, local_rank, local_size, address)

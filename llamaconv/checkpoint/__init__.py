@@ -1,0 +1,1 @@
+"""A checkpoint as named rectangles of bytes, opened from headers."""

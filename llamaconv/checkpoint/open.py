@@ -1,0 +1,192 @@
+"""Open a checkpoint of any format; refuse what is not a checkpoint, and say why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from llamaconv.checkpoint import huggingface, near_path
+from llamaconv.checkpoint.checkpoint import Checkpoint
+from llamaconv.checkpoint.folder import matching
+from llamaconv.checkpoint.hub_address import SAFETENSORS, HubAddress, HubFile, path_or_address
+from llamaconv.checkpoint.huggingface_index import INDEX
+from llamaconv.checkpoint.other_families import what_files_are
+from llamaconv.checkpoint.wrappers import with_wrappers_reported
+from llamaconv.report.errors import RefusedError, collect_problems, first_few
+
+
+def _open_dcp(path: Path) -> Checkpoint:
+    from llamaconv.checkpoint import dcp
+
+    return dcp.open_dcp(path)
+
+
+def _open_meta(path: Path) -> Checkpoint:
+    from llamaconv.checkpoint import meta
+
+    return meta.open_meta(path)
+
+
+@dataclass(frozen=True)
+class Opener:
+    """How a format is recognised and opened.
+
+    Attributes:
+        open: Opens a folder, or one of the files of ``single``.
+        files: Patterns of names; a folder with such a file is of this format.
+        single: Endings of names of files that may be opened on their own.
+    """
+
+    open: Callable[[Path], Checkpoint]
+    files: tuple[str, ...]
+    single: tuple[str, ...] = ()
+
+
+# The first that fits is taken.
+OPENERS = {
+    "dcp": Opener(_open_dcp, (".metadata",)),
+    "huggingface": Opener(
+        huggingface.open_huggingface,
+        ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"),
+        (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json"),
+    ),
+    "meta": Opener(_open_meta, ("consolidated.*.pth", "original/consolidated.*.pth")),
+}
+
+
+def open_checkpoint(path: str | Path | HubAddress) -> Checkpoint:
+    """Open a checkpoint from its headers.
+
+    A Hugging Face folder opens without torch. A repository opens without torch at one commit, and
+    needs huggingface_hub.
+
+    Args:
+        path: A folder, a file of a Hugging Face folder, or ``hf://ORG/NAME[@REVISION]``.
+
+    Returns:
+        The checkpoint. What is wrong inside it is in its ``problems``.
+
+    Raises:
+        RefusedError: ``path`` is not a checkpoint, or cannot be read.
+    """
+    where = path if isinstance(path, HubAddress) else path_or_address(path)
+    if isinstance(where, HubAddress):
+        return with_wrappers_reported(_open_repository(where))
+    return with_wrappers_reported(_open_local(where)).remembered()
+
+
+def _open_local(path: Path) -> Checkpoint:
+    if not path.exists():
+        raise RefusedError(f"{path}: not found{near_path.for_nothing(path)}")
+    if path.is_file():
+        for opener in OPENERS.values():
+            if path.name.endswith(opener.single):
+                _refuse_lookalikes(path, [path.name])
+                return opener.open(path)
+        if files := huggingface.by_other_names(path.parent, [path.name]):
+            return huggingface.open_files(path, files)
+        remedy = near_path.for_file(path, looks_like_checkpoint)
+        remedy = remedy or what_files_are(path.parent, [path.name])
+        raise RefusedError(
+            f"{path}: {remedy or 'neither a folder nor a .safetensors or .bin file'}"
+        )
+    if not path.is_dir():
+        raise RefusedError(f"{path}: neither a folder nor a file")
+    names = _names(path)
+    if found := _opener_for(names):
+        _refuse_lookalikes(path, _matching(names, found.files))
+        return found.open(path)
+    if files := huggingface.by_other_names(path, names):
+        return huggingface.open_files(path, files)
+    inside = near_path.checkpoints_in(path, looks_like_checkpoint)
+    remedy = _of_another_tool(inside[0]) if inside else ""
+    remedy = remedy or near_path.for_folder(path, inside)
+    raise RefusedError(f"{path}: {remedy or _not_a_checkpoint(path, names)}")
+
+
+def _of_another_tool(folder: Path) -> str:
+    """Return what a DCP is whose names are not a Llama's, such as Megatron's; else ""."""
+    if not (folder / ".metadata").is_file():
+        return ""
+    found = collect_problems(lambda: _open_dcp(folder), [])
+    foreign = found is not None and found.naming is None and bool(found.tensors)
+    return f"it contains {found.errors[-1].message}" if found and foreign else ""
+
+
+def _refuse_lookalikes(path: Path | HubFile, names: list[str]) -> None:
+    """Raise `RefusedError` for another tool's files that an opener would take for its own."""
+    if found := what_files_are(path, names, only_lookalikes=True):
+        raise RefusedError(f"{path}: {found}")
+
+
+def _names(folder: Path) -> list[str]:
+    names = [entry.name for entry in folder.iterdir()]
+    return names + [f"original/{entry.name}" for entry in folder.glob("original/*")]
+
+
+def looks_like_checkpoint(folder: Path) -> bool:
+    """Return whether ``folder`` has files of a checkpoint; it may still be damaged."""
+    try:
+        names = _names(folder)
+    except OSError:
+        return False
+    return _opener_for(names) is not None
+
+
+def _opener_for(names: list[str]) -> Opener | None:
+    return next((one for one in OPENERS.values() if _matching(names, one.files)), None)
+
+
+def _open_repository(address: HubAddress) -> Checkpoint:
+    # Nobody who opens a local folder waits for the import of what sends requests.
+    from llamaconv.checkpoint import hub
+
+    repository = hub.connect(address)
+    weights = matching(repository, "*.safetensors")
+    if weights or repository.is_file(INDEX):
+        _refuse_lookalikes(repository.path, weights)
+        json_files = [name for name in huggingface.JSON_FILES if repository.is_file(name)]
+        repository.fetch(weights, json_files)
+        return huggingface.open_repository(repository)
+    pinned = HubAddress(address.repo, repository.commit)
+    for kind, (files, patterns) in _MUST_BE_LOCAL.items():
+        if found := _matching(repository.files, files):
+            raise RefusedError(
+                f"{repository.path}: found {kind} ({first_few(found, 2)}); from the Hub, only "
+                f"headers of safetensors are read. Download it: {pinned.download(patterns)}"
+            )
+    raise RefusedError(
+        f"{repository.path}: {_not_a_checkpoint(repository.path, repository.names())}"
+    )
+
+
+_SMALL_FILES = [pattern for pattern in SAFETENSORS if "safetensors" not in pattern]
+# What opens from a local folder only: patterns that recognise it, and patterns to download.
+_MUST_BE_LOCAL = {
+    "a distributed checkpoint": (
+        OPENERS["dcp"].files,
+        [".metadata", "*.distcp", *_SMALL_FILES],
+    ),
+    "weights of torch.save": (["pytorch_model*.bin"], ["pytorch_model*", *_SMALL_FILES]),
+    "Meta's original files": (
+        OPENERS["meta"].files,
+        ["original/*", "consolidated.*.pth", *_SMALL_FILES],
+    ),
+}
+
+
+def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    patterns = tuple(patterns)
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _not_a_checkpoint(path: Path | HubFile, names: Collection[str]) -> str:
+    if known := what_files_are(path, names):
+        return known
+    found = first_few(sorted(name for name in names if "/" not in name)) or "nothing"
+    return (
+        f"not a checkpoint: found {found}, but no *.safetensors, pytorch_model*.bin, "
+        "consolidated.*.pth or .metadata, and no other .pt, .pth or .bin with the names of a Llama"
+    )

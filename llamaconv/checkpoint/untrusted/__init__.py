@@ -1,0 +1,1 @@
+"""Untrusted: bytes that others wrote, read as data. The one place to audit."""

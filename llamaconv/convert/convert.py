@@ -1,0 +1,210 @@
+"""Execute a plan: write the target, check it, and record in a receipt what was done.
+
+The target gets its name only when it is complete, checked and fsynced; with ``overwrite`` the old
+one stays until then. Until then the files are in ``NAME.llamaconv-partial`` next to it. After a
+kill, a full disk or Ctrl-C that folder stays, and the same conversion continues from it: after a
+kill at 80 % the next run writes less than a quarter. Before it reuses data, it reads it again and
+compares digests. Nothing is reused if the source, the options or the version changed, and a run
+whose checks failed leaves nothing.
+
+Of two conversions to one target, one continues and the other is refused. A reader that has opened
+the old target's folder sees the old files, or finds files deleted. A reader that opens files by
+path while a target is replaced may get files of both: ``llamaconv verify`` reports that, and
+``dcp.load`` does not.
+
+Each of several ranks writes some of the files, and rank 0 puts the target in place.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llamaconv.checkpoint.receipt import Receipt
+from llamaconv.convert.agreement import agree, fingerprint
+from llamaconv.convert.engine import Engine
+from llamaconv.convert.make_receipt import make_receipt
+from llamaconv.convert.next_steps import next_steps
+from llamaconv.convert.small_files import write_receipt
+from llamaconv.convert.staging import staged
+from llamaconv.convert.target_check import check_target
+from llamaconv.convert.training_files import folder_for, write_training_files
+from llamaconv.plan.plan import Plan
+from llamaconv.plan.target import RULES
+from llamaconv.ranks import ALONE, Ranks
+from llamaconv.report.errors import RefusedError, UnusableError
+from llamaconv.report.progress import Progress
+from llamaconv.report.tables import Table, size
+from llamaconv.torchtitan.advice import Advice
+from llamaconv.verify import verify
+from llamaconv.verify.results import Verification
+
+
+@dataclass(frozen=True, repr=False)
+class Conversion:
+    """What a finished conversion did.
+
+    Attributes:
+        plan: The plan that was executed.
+        target: The folder of the target.
+        seconds: Time of writing, without imports and checks.
+        bytes_read: Bytes of tensors read from the source, those of the checks not included.
+        bytes_written: Bytes of tensors written.
+        bytes_reused: Bytes of tensors that an interrupted run had written.
+        verification: The checks, None if they were skipped.
+        receipt: The receipt that is in the target.
+        advice: What to run next, with the folder of the files that start training.
+    """
+
+    plan: Plan
+    target: Path
+    seconds: float
+    bytes_read: int
+    bytes_written: int
+    bytes_reused: int
+    verification: Verification | None
+    receipt: Receipt
+    advice: Advice
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the conversion as ``llamaconv convert --json`` prints it.
+
+        Returns:
+            An object with ``ok``, ``target`` (path), ``bytes_read``, ``bytes_written``,
+            ``bytes_reused``, ``seconds``, ``verified`` (false if the checks were skipped),
+            ``checks`` (see `llamaconv.verify.results.Check.to_json`), and the entries of
+            `llamaconv.torchtitan.advice.Advice.to_json`.
+        """
+        return {
+            "ok": self.verification is None or self.verification.ok,
+            "target": str(self.target),
+            "bytes_read": self.bytes_read,
+            "bytes_written": self.bytes_written,
+            "bytes_reused": self.bytes_reused,
+            "seconds": round(self.seconds, 3),
+            "verified": self.verification is not None and self.verification.ok,
+            "checks": self.verification.to_json()["checks"] if self.verification else [],
+            **self.advice.to_json(),
+        }
+
+    def table(self) -> Table:
+        """Return the number of tensors, and bytes read, written and reused."""
+        checks = "not run" if self.verification is None else "passed"
+        rows = [
+            ("tensors written", len(self.plan.written)),
+            ("bytes read", size(self.bytes_read)),
+            ("bytes written", size(self.bytes_written)),
+            ("checks", checks),
+        ]
+        if self.bytes_reused:
+            reused = size(self.bytes_reused)
+            rows.insert(3, ("reused from an interrupted run (digests match)", reused))
+        return Table(("conversion", "done"), rows, right=("done",))
+
+    def __repr__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def convert_checkpoint(
+    plan: Plan,
+    target: str | Path,
+    *,
+    overwrite: bool = False,
+    verified: bool = True,
+    workers: int | None = None,
+    as_step_0: bool = False,
+    training_files: Path | None = None,
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
+) -> Conversion:
+    """Execute ``plan`` and write the checkpoint at ``target``, complete or not at all.
+
+    Args:
+        plan: A plan without errors.
+        target: The folder to write.
+        overwrite: Replace a checkpoint at ``target``. A folder with anything else is refused.
+        verified: Check the target before it gets its name.
+        workers: Writer threads of this rank, from 1 to 64. By default one per CPU, at most 4, which
+            the ranks of a host share.
+        as_step_0: ``target`` is a dump folder of TorchTitan: write ``checkpoint/step-0`` in it.
+        training_files: Where to write ``train.sh``, and the module it may need, for a DCP. By
+            default NAME-train next to ``target``; files there that were edited are kept.
+        progress: Called on rank 0 with the step ("write" or "verify"), the bytes that all ranks
+            have done, and all its bytes.
+        ranks: The processes that convert together, entered (`llamaconv.ranks`). Each calls this
+            function with its own plan of the same conversion, and gets the same result.
+
+    Returns:
+        What was done. Of several ranks, rank 0 alone knows where the training files are.
+
+    Raises:
+        RefusedError: The plan has errors, the target must not or cannot be written, or the ranks do
+            not agree. Nothing was written.
+        FailedError: The machine, a check or another rank failed. A target that existed before is
+            unchanged.
+    """
+    plan.raise_for_errors()
+    target, dump = _resolve_target(plan, Path(target), as_step_0)
+    workers = _resolve_workers(workers, ranks)
+    agree(plan, {"checks": verified, "as-step-0": as_step_0}, ranks)
+    identity = fingerprint(plan)
+    if ranks.first:
+        check_target(target, plan.source.local_path, plan.bytes_to_write, overwrite, identity)
+    if changed := plan.source.changed():
+        raise RefusedError(changed)
+    progress = ranks.counted(progress)
+    with staged(target, overwrite, identity, ranks) as folder:
+        engine = Engine(plan, progress, ranks)
+        began = time.perf_counter()
+        digests = engine.write(folder, workers)
+        seconds = time.perf_counter() - began
+        if changed := plan.source.changed():
+            raise UnusableError(changed)
+        verification = _verify(plan, folder, progress, ranks) if verified else None
+        record = make_receipt(plan, digests, verification)
+        if ranks.first:
+            write_receipt(folder, record)
+    advice = next_steps(plan, target, dump)
+    if ranks.first:
+        advice = write_training_files(advice, training_files or folder_for(target, dump))
+    return Conversion(
+        plan=plan,
+        target=target,
+        seconds=seconds,
+        bytes_read=engine.bytes_read,
+        bytes_written=engine.bytes_written,
+        bytes_reused=engine.bytes_reused,
+        verification=verification,
+        receipt=record,
+        advice=advice,
+    )
+
+
+def _resolve_target(plan: Plan, target: Path, as_step_0: bool) -> tuple[Path, Path | None]:
+    """Return the folder to write, and the dump folder of TorchTitan that it is in."""
+    if not as_step_0:
+        return target, None
+    if "as_step_0" not in RULES[plan.target.format].options:
+        raise RefusedError("--as-step-0 is for a DCP; leave it out, or choose --to dcp")
+    return target / "checkpoint" / "step-0", target
+
+
+def _resolve_workers(workers: int | None, ranks: Ranks) -> int:
+    if workers is None:
+        return min(4, max(1, (os.cpu_count() or 1) // ranks.local_size))
+    if not 1 <= workers <= 64:
+        raise RefusedError(f"workers must be between 1 and 64; got {workers}")
+    return workers
+
+
+def _verify(plan: Plan, folder: Path, progress: Progress, ranks: Ranks) -> Verification:
+    verification = verify.verify_plan(plan, folder, progress, ranks)
+    if not verification.ok:
+        raise UnusableError(verification.problems)
+    return verification

@@ -1,0 +1,171 @@
+"""The engine: turn the moves of a plan into blocks of target bytes, in bounded memory.
+
+A block is about one MiB of rows, or whole heads if rows are reordered. It is read, reordered, cast
+and written before the next is read, so memory does not grow with the model. The writers of the
+formats ask for blocks, each thread for those of its own file.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from llamaconv.checkpoint.buffers import scratch
+from llamaconv.checkpoint.reader import PieceReader
+from llamaconv.checkpoint.tensors import DTYPE_BYTES, TensorInfo
+from llamaconv.checkpoint.torch_rows import one_thread
+from llamaconv.convert.target_files import write_target
+from llamaconv.model import rope
+from llamaconv.plan.plan import Move, Plan
+from llamaconv.ranks import ALONE, Ranks
+from llamaconv.report.errors import Problem, UnusableError
+from llamaconv.report.progress import Progress, no_progress
+
+# A block stays in a core's cache while it is read, hashed and written: 4 MiB took nearly twice the
+# time. And a cast holds several copies of it, in each thread.
+_BLOCK_BYTES = 1 << 20
+
+
+class Engine:
+    """Turn moves into blocks of target bytes, and count them.
+
+    Attributes:
+        bytes_read: Bytes read from the source; of all ranks after `write`, like the next two.
+        bytes_written: Bytes of tensors written.
+        bytes_reused: Bytes of tensors that an earlier run had written.
+        overflows: Number of values that became infinite, by target tensor.
+    """
+
+    def __init__(self, plan: Plan, progress: Progress, ranks: Ranks = ALONE) -> None:
+        """Prepare the conversion of ``plan``, which must have no errors."""
+        self.plan = plan
+        self.params, self.layout = plan.ready()
+        self.moves = {move.target_name: move for move in plan.written}
+        self.progress = progress
+        self.ranks = ranks
+        self.total = plan.bytes_to_write
+        self.bytes_read = self.bytes_written = self.bytes_reused = 0
+        self.overflows: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self.reader = PieceReader()
+
+    def write(self, folder: Path, workers: int) -> dict[str, list[str]]:
+        """Write this rank's share of the target.
+
+        Args:
+            folder: The folder to fill.
+            workers: Writer threads of this rank.
+
+        Returns:
+            The xxh3-128 digests of every tensor's pieces, of all ranks.
+
+        Raises:
+            UnusableError: A value overflowed, on any rank.
+        """
+        # Writers run in parallel, so torch's own threads would only compete with them.
+        with self.reader, one_thread():
+            digests = write_target(folder, self.plan, self, workers, self.ranks)
+        self._sum_up()
+        return digests
+
+    def _sum_up(self) -> None:
+        """Add up what all ranks have counted."""
+        mine = [self.bytes_read, self.bytes_written, self.bytes_reused, self.overflows]
+        counts = self.ranks.all_gather(mine)
+        self.bytes_read, self.bytes_written, self.bytes_reused = (
+            sum(one[i] for one in counts) for i in range(3)
+        )
+        overflows = sum((Counter(found) for *_, found in counts), Counter[str]())
+        if overflows:
+            raise UnusableError(
+                Problem(
+                    f"{self.moves[name].source}: {count} finite values become infinite in "
+                    f"{self.moves[name].dtype}. Keep the dtype, or choose bfloat16",
+                    (name,),
+                )
+                for name, count in overflows.items()
+            )
+
+    def blocks(self, name: str, first: int, last: int) -> Iterator[memoryview]:
+        """Yield rows ``first`` to ``last`` (excluded) of a target tensor, block by block.
+
+        A block is valid until the next is asked for, which reuses its memory.
+        """
+        move = self.moves[name]
+        source = self.plan.source.tensors[move.source]
+        unit = move.shape[0] // move.heads if move.heads else 1
+        windows = list(source.windows(_BLOCK_BYTES, unit, first, last))
+        longest = max((end - begin for begin, end in windows), default=0)
+        buffer = scratch(longest * source.row_bytes)
+        made = None
+        if move.heads or move.dtype != source.dtype:
+            elements = longest * source.row_bytes // DTYPE_BYTES[source.dtype]
+            made = scratch(elements * DTYPE_BYTES[move.dtype])
+        # Rows of a chunk may begin inside a head: read whole heads, and yield the expected rows.
+        for begin, end in windows:
+            block = buffer[: (end - begin) * source.row_bytes]
+            self.reader.read_rows(source, begin, end, block)
+            out = block if made is None else self._transform(move, source, block, made)
+            row_bytes = len(out) // (end - begin)
+            out = out[
+                (max(first, begin) - begin) * row_bytes : (min(last, end) - begin) * row_bytes
+            ]
+            with self._lock:
+                self.bytes_read += len(block)
+            yield out
+
+    def _transform(
+        self, move: Move, source: TensorInfo, block: memoryview, made: memoryview
+    ) -> memoryview:
+        """Reorder and cast a block of source rows into ``made``; return the part that is filled."""
+        rows = torch.frombuffer(block, dtype=getattr(torch, source.dtype))
+        rows = rows.view(-1, *source.shape[1:])
+        if move.heads:
+            heads = rows.shape[0] * move.heads // move.shape[0]
+            rows = rope.relayout_view(rows, heads, self.layout, self.plan.target.layout)
+        dtype = getattr(torch, move.dtype)
+        out = made[: rows.numel() * dtype.itemsize]
+        # copy_ reorders and casts in one pass; a view of the bytes needs no numpy.
+        target = torch.frombuffer(out, dtype=dtype).view(rows.shape).copy_(rows)
+        # A dtype of a wider range has room for every value.
+        if torch.finfo(dtype).max < torch.finfo(rows.dtype).max:
+            self._count_overflow(move, rows, target)
+        return out
+
+    def _count_overflow(self, move: Move, rows: torch.Tensor, target: torch.Tensor) -> None:
+        if count := int((target.isinf() & rows.isfinite()).sum()):
+            with self._lock:
+                self.overflows[move.target_name] = self.overflows.get(move.target_name, 0) + count
+
+    def is_valid(self, name: str) -> bool:
+        """Return whether no value of ``name`` has overflowed so far."""
+        return name not in self.overflows
+
+    def count(self, n_written: int, n_reused: int = 0) -> None:
+        """Add bytes that were written, and bytes that an earlier run had written."""
+        with self._lock:
+            self.bytes_written += n_written
+            self.bytes_reused += n_reused
+            done = self.bytes_written + self.bytes_reused
+        self.progress("write", done, self.total)
+
+
+def target_rows(plan: Plan, name: str, first: int, last: int) -> Iterator[bytes]:
+    """Yield the bytes that a conversion would write for some rows, and write nothing.
+
+    Args:
+        plan: A plan without errors.
+        name: Name of the target tensor.
+        first: The first row.
+        last: The row after the last.
+
+    Raises:
+        FailedError: A file of the source ends early.
+    """
+    engine = Engine(plan, no_progress)
+    with engine.reader:
+        yield from map(bytes, engine.blocks(name, first, last))

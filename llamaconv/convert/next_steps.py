@@ -1,0 +1,53 @@
+"""What to run with a finished target: train it, load it, or check it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from llamaconv.plan.plan import Plan
+from llamaconv.plan.small_files import names_in
+from llamaconv.report import shell
+from llamaconv.report.errors import first_few, printable
+from llamaconv.torchtitan.advice import Advice, advise
+
+
+def next_steps(plan: Plan, target: Path, dump: Path | None) -> Advice:
+    """Return what to run with a finished target.
+
+    Args:
+        plan: The conversion.
+        target: Where it was written.
+        dump: The dump folder of TorchTitan that holds ``target`` as its step 0, if one does.
+    """
+    params, _ = plan.ready()
+    if plan.target.format == "dcp":
+        source = plan.source.folder if plan.source_trains else None
+        advice = advise(
+            params,
+            plan.target.generation,
+            plan.target.layout,
+            target,
+            dump,
+            assets=plan.assets,
+            huggingface=source if isinstance(source, Path) else None,
+        )
+        return replace(advice, notes=(*advice.notes, *_small_files(plan)))
+    if plan.target.format == "meta":
+        words = ["llamaconv", "verify", str(plan.source.path), str(target)]
+        return Advice("Meta's files", "", shell.join(words), "", ())
+    # In double quotes, which a shell's single quotes leave as they are.
+    load = f"AutoModelForCausalLM.from_pretrained({json.dumps(str(target), ensure_ascii=False)})"
+    command = f"python -c {shell.quote(f'from transformers import AutoModelForCausalLM; {load}')}"
+    return Advice("transformers", "", command, "", ())
+
+
+def _small_files(plan: Plan) -> Iterator[str]:
+    """Yield a note about the files that a DCP has no place for."""
+    if plan.assets and (names := names_in(plan.assets)):
+        yield printable(
+            f"not in the checkpoint, but in the folder {plan.assets.name}: {first_few(names, 12)}. "
+            "A conversion back takes them from there"
+        )

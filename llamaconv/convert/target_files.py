@@ -1,0 +1,74 @@
+"""All files of a target by its format: the weights, and the small files next to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from llamaconv.checkpoint.checkpoint import Format
+from llamaconv.checkpoint.tensors import TensorInfo
+from llamaconv.convert.joined import joined_tensors
+from llamaconv.convert.output import Blocks
+from llamaconv.convert.small_files import copy_small_files
+from llamaconv.convert.to_dcp import write_dcp
+from llamaconv.convert.to_huggingface import write_config, write_huggingface
+from llamaconv.convert.to_meta import write_meta, write_params
+from llamaconv.model.names import whole
+from llamaconv.plan.plan import Plan
+from llamaconv.ranks import Ranks
+
+Digests = dict[str, list[str]]
+How = tuple[Blocks, int, Ranks]  # where the bytes come from, writer threads, who shares the files
+
+
+def write_target(folder: Path, plan: Plan, blocks: Blocks, workers: int, ranks: Ranks) -> Digests:
+    """Write this rank's files of the target, and on rank 0 the small files.
+
+    Args:
+        folder: Where to write.
+        plan: The conversion, without errors.
+        blocks: Where the target's bytes come from.
+        workers: Writer threads of this rank.
+        ranks: Who shares the work.
+
+    Returns:
+        The xxh3-128 digest of every piece by tensor, of all ranks.
+
+    Raises:
+        OSError: The disk failed; and whatever ``blocks`` raises.
+    """
+    if ranks.first:
+        copy_small_files(folder, plan.small_files)
+    tensors = [TensorInfo(move.target_name, move.dtype, move.shape) for move in plan.written]
+    return WRITERS[plan.target.format](folder, plan, tensors, (blocks, workers, ranks))
+
+
+def _dcp(folder: Path, plan: Plan, tensors: list[TensorInfo], how: How) -> Digests:
+    joined = joined_tensors(plan)
+    # A fused tensor stands where the first of its parts would.
+    whole_ones = {
+        whole(t.name): joined[whole(t.name)].tensor if whole(t.name) in joined else t
+        for t in tensors
+    }
+    return write_dcp(folder, [*whole_ones.values()], plan.target.shards, *how, joined)
+
+
+def _meta(folder: Path, plan: Plan, tensors: list[TensorInfo], how: How) -> Digests:
+    *_, ranks = how
+    if ranks.first:
+        write_params(folder, plan.ready()[0])
+    return write_meta(folder, tensors, plan.target.shards, *how)
+
+
+def _huggingface(folder: Path, plan: Plan, tensors: list[TensorInfo], how: How) -> Digests:
+    *_, ranks = how
+    if ranks.first:
+        write_config(folder, plan)
+    return write_huggingface(folder, tensors, plan.target.max_shard_size, *how)
+
+
+WRITERS: dict[Format, Callable[[Path, Plan, list[TensorInfo], How], Digests]] = {
+    "huggingface": _huggingface,
+    "meta": _meta,
+    "dcp": _dcp,
+}

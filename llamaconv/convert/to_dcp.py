@@ -1,0 +1,254 @@
+"""Write PyTorch Distributed Checkpoints, through torch's own writer.
+
+``torch.distributed.checkpoint.save`` runs with a planner that lists the row chunks, and a storage
+writer that writes their bytes. Each entry of a ``.distcp`` file is what ``torch.save`` writes for
+one tensor, see `torch_stream`, which also states a concession about checksums.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.metadata import Metadata as TorchMetadata
+from torch.distributed.checkpoint.planner import (
+    SavePlan,
+    SavePlanner,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from llamaconv.checkpoint.tensors import TensorInfo
+from llamaconv.checkpoint.untrusted.dcp_metadata import (
+    EntryLocation,
+    Metadata,
+    Offsets,
+    TensorEntry,
+    UnknownEntry,
+)
+from llamaconv.convert.joined import Joined, JoinedBlocks
+from llamaconv.convert.metadata_bytes import write_metadata
+from llamaconv.convert.output import Blocks, Output, Payload
+from llamaconv.convert.torch_stream import save_streamed, without_data
+from llamaconv.convert.write_files import File, write_files
+from llamaconv.ranks import ALONE, Ranks
+
+
+def write_dcp(
+    folder: Path,
+    tensors: Sequence[TensorInfo],
+    shards: int,
+    blocks: Blocks,
+    workers: int,
+    ranks: Ranks = ALONE,
+    joined: Mapping[str, Joined] | None = None,
+) -> dict[str, list[str]]:
+    """Write a distributed checkpoint.
+
+    Args:
+        folder: The folder to fill.
+        tensors: The target's tensors, without pieces.
+        shards: Row chunks per tensor, cut as ``torch.chunk`` does; of a `Joined` one, along its axis.
+        blocks: Where the bytes come from.
+        workers: Writer threads of this rank.
+        ranks: The processes that share the files.
+        joined: The tensors that consist of rows of several, which ``blocks`` has.
+
+    Returns:
+        The xxh3-128 digests of each tensor's chunks, in order, by name.
+
+    Raises:
+        OSError: The disk failed; and what ``blocks`` raises.
+    """
+    joined = joined or {}
+    writer = _StreamWriter(folder, blocks, workers, ranks, joined)
+    planner = _ChunkPlanner(tensors, shards, joined)
+    if not ranks.first:
+        # Rank 0's torch writes the metadata of what all ranks wrote. The files do not depend on
+        # the number of ranks.
+        writer.write_items(planner.create_local_plan().items)
+        return writer.digests()
+    try:
+        with warnings.catch_warnings():
+            # torch warns about every save of one process.
+            warnings.filterwarnings("ignore", message=".*torch.distributed is disabled")
+            dcp_save(
+                {},  # the planner knows the tensors, there are none in memory
+                storage_writer=writer,
+                planner=planner,
+                no_dist=True,
+            )
+    except CheckpointException as wrapped:
+        # A BaseException that hides the cause, Ctrl-C included: let the cause out.
+        for error, _ in wrapped.failures.values():
+            raise error from None
+        raise
+    return writer.digests()
+
+
+class _ChunkPlanner(DefaultSavePlanner):
+    """Plan the row chunks of each tensor, without tensors."""
+
+    def __init__(
+        self, tensors: Sequence[TensorInfo], shards: int, joined: Mapping[str, Joined]
+    ) -> None:
+        super().__init__(flatten_state_dict=False)
+        self.tensors = tensors
+        self.shards = shards
+        self.joined = joined
+
+    def create_local_plan(self) -> SavePlan:
+        self.plan = SavePlan([item for tensor in self.tensors for item in self._items(tensor)])
+        return self.plan
+
+    def _items(self, tensor: TensorInfo) -> Iterator[WriteItem]:
+        properties = TensorProperties(dtype=getattr(torch, tensor.dtype))
+        axis = self.joined[tensor.name].axis if tensor.name in self.joined else 0
+        length = tensor.shape[axis] if tensor.shape else 1
+        step = -(-length // self.shards)
+        for number, first in enumerate(range(0, length, step)):
+            end = min(first + step, length)
+            offsets = torch.Size([first if at == axis else 0 for at in range(len(tensor.shape))])
+            sizes = torch.Size(
+                [end - first if at == axis else n for at, n in enumerate(tensor.shape)]
+            )
+            yield WriteItem(
+                index=MetadataIndex(tensor.name, offsets, number),
+                type=WriteItemType.SHARD,
+                tensor_data=TensorWriteData(
+                    chunk=ChunkStorageMetadata(offsets, sizes),
+                    properties=properties,
+                    size=torch.Size(tensor.shape),
+                ),
+            )
+
+
+class _StreamWriter(FileSystemWriter):
+    """Write torch's file layout and metadata, with bytes from ``blocks`` instead of tensors."""
+
+    def __init__(
+        self,
+        folder: Path,
+        blocks: Blocks,
+        workers: int,
+        ranks: Ranks,
+        joined: Mapping[str, Joined],
+    ) -> None:
+        super().__init__(folder)
+        self.folder = folder
+        self.blocks = blocks
+        self.workers = workers
+        self.ranks = ranks
+        self.joined = joined
+        self._digests: dict[tuple[str, Offsets], str] = {}
+
+    def finish(self, metadata: TorchMetadata, results: list[list[WriteResult]]) -> None:
+        """Write the metadata in the form that every torch reads."""
+        entries: dict[str, TensorEntry | UnknownEntry | None] = {}
+        for name, found in metadata.state_dict_metadata.items():
+            assert isinstance(found, TensorStorageMetadata)
+            dtype = str(found.properties.dtype).removeprefix("torch.")
+            chunks = tuple((tuple(one.offsets), tuple(one.sizes)) for one in found.chunks)
+            entries[name] = TensorEntry(dtype, tuple(found.size), chunks)
+        locations: dict[tuple[str, Offsets | None], EntryLocation] = {}
+        for written in (result for one in results for result in one):
+            info: _StorageInfo = written.storage_data
+            assert written.index.offset is not None
+            place = EntryLocation(info.relative_path, info.offset, info.length)
+            locations[written.index.fqn, tuple(written.index.offset)] = place
+        write_metadata(self.folder, Metadata(entries, locations))
+
+    def write_data(self, plan: SavePlan, _planner: SavePlanner) -> Future[list[WriteResult]]:
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(self.write_items(plan.items))
+        return future
+
+    def write_items(self, items: list[WriteItem]) -> list[WriteResult]:
+        """Write this rank's share of the files; return the results of all ranks."""
+        by_file = list(_files(items))
+        files = [
+            # Named as torch names the files of its first rank.
+            File(f"__0_{number}.distcp", sum(map(_nbytes, group)), partial(self._write_file, group))
+            for number, group in enumerate(by_file)
+        ]
+        results = []
+        found = write_files(self.folder, files, self.blocks, self.workers, self.ranks)
+        for file, group, entries in zip(files, by_file, found, strict=True):
+            for item, (begin, length, digest) in zip(group, entries, strict=True):
+                assert item.index.offset is not None
+                self._digests[item.index.fqn, tuple(item.index.offset)] = digest
+                place = _StorageInfo(file.name, begin, length)
+                results.append(WriteResult(item.index, length, place))
+        return results
+
+    def _write_file(self, items: list[WriteItem], output: Output) -> list[tuple[int, int, str]]:
+        """Write the entries of a file; return the offset, length in bytes and digest of each."""
+        return [self._write_entry(item, output) for item in items]
+
+    def _write_entry(self, item: WriteItem, output: Output) -> tuple[int, int, str]:
+        assert item.tensor_data and item.index.offset is not None
+        begin = output.tell()
+        name, offsets, sizes = item.index.fqn, item.index.offset, item.tensor_data.chunk.sizes
+        dtype = item.tensor_data.properties.dtype
+        tensor = without_data({name: (tuple(sizes), dtype)})[name]
+        if name in self.joined:
+            parts = self.joined[name].chunk(offsets, sizes)
+            row_bytes = sizes[-1] * dtype.itemsize
+            payload = Payload(
+                JoinedBlocks(self.blocks, parts), name, 0, sizes[:-1].numel(), row_bytes
+            )
+        else:
+            first, row_bytes = offsets[0], sizes[1:].numel() * dtype.itemsize
+            payload = Payload(self.blocks, name, first, first + sizes[0], row_bytes)
+        (digest,) = save_streamed(tensor, output, [payload])
+        return begin, output.tell() - begin, digest
+
+    def digests(self) -> dict[str, list[str]]:
+        by_name: dict[str, list[str]] = {}
+        for (name, _), digest in sorted(self._digests.items()):
+            by_name.setdefault(name, []).append(digest)
+        return by_name
+
+
+def _files(items: Iterable[WriteItem]) -> Iterator[list[WriteItem]]:
+    """Group items by file: chunk i of all tensors together, in several files if it is long.
+
+    Several files let several threads write, and let one file be flushed while the next is written.
+    A large model has up to 64 files per chunk; a small one has files of 256 MiB.
+    """
+    items = list(items)
+    by_chunk: dict[int, list[WriteItem]] = {}
+    for item in items:
+        by_chunk.setdefault(item.index.index or 0, []).append(item)
+    most = max(256 << 20, sum(map(_nbytes, items)) // (64 * len(by_chunk)))
+    for chunk in by_chunk.values():
+        file: list[WriteItem] = []
+        filled = 0
+        for item in chunk:
+            if file and filled + _nbytes(item) > most:
+                yield file
+                file, filled = [], 0
+            file.append(item)
+            filled += _nbytes(item)
+        yield file
+
+
+def _nbytes(item: WriteItem) -> int:
+    assert item.tensor_data is not None
+    return item.tensor_data.chunk.sizes.numel() * item.tensor_data.properties.dtype.itemsize

@@ -1,0 +1,117 @@
+"""Write a Hugging Face folder: shards streamed, an index of them, the small files copied.
+
+A ``.safetensors`` file is a length, a JSON header and the bytes in order, so blocks go straight
+from the engine to the file. config.json is written from the parameters.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llamaconv.checkpoint.huggingface import CONFIG
+from llamaconv.checkpoint.huggingface_index import INDEX, SINGLE
+from llamaconv.checkpoint.tensors import TensorInfo
+from llamaconv.checkpoint.untrusted.safetensors_header import DTYPES
+from llamaconv.convert.output import Blocks, Output, Payload
+from llamaconv.convert.small_files import write_text
+from llamaconv.convert.write_files import File, write_files
+from llamaconv.model.config_json import to_config
+from llamaconv.plan.plan import Plan
+from llamaconv.ranks import ALONE, Ranks
+
+_STORED = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def write_huggingface(
+    folder: Path,
+    tensors: Sequence[TensorInfo],
+    max_shard_size: int,
+    blocks: Blocks,
+    workers: int,
+    ranks: Ranks = ALONE,
+) -> dict[str, list[str]]:
+    """Write shards, and an index if there are several.
+
+    Args:
+        folder: The folder to fill.
+        tensors: The target's tensors, without pieces.
+        max_shard_size: Most bytes of tensors per shard; a longer tensor gets a shard of its own.
+        blocks: Where the bytes come from.
+        workers: Writer threads of this rank.
+        ranks: The processes that share the files.
+
+    Returns:
+        The xxh3-128 digest of each tensor's bytes by name, in a list of one.
+
+    Raises:
+        OSError: The disk failed; and what ``blocks`` raises.
+    """
+    shards = list(_shards(tensors, max_shard_size))
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = [SINGLE]
+    files = [
+        File(name, sum(tensor.nbytes for tensor in shard), partial(_write_shard, shard, blocks))
+        for name, shard in zip(names, shards, strict=True)
+    ]
+    digests: dict[str, list[str]] = {}
+    for found in write_files(folder, files, blocks, workers, ranks):
+        digests |= found
+    if len(shards) > 1 and ranks.first:
+        weight_map = {
+            tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard
+        }
+        total = sum(tensor.nbytes for tensor in tensors)
+        _dump(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    return digests
+
+
+def _shards(tensors: Sequence[TensorInfo], most: int) -> Iterator[list[TensorInfo]]:
+    shard: list[TensorInfo] = []
+    filled = 0
+    for tensor in tensors:
+        if shard and filled + tensor.nbytes > most:
+            yield shard
+            shard, filled = [], 0
+        shard.append(tensor)
+        filled += tensor.nbytes
+    if shard:
+        yield shard
+
+
+def _write_shard(shard: list[TensorInfo], blocks: Blocks, output: Output) -> dict[str, list[str]]:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in shard:
+        offsets = [end, end := end + tensor.nbytes]
+        header[tensor.name] = {
+            "dtype": _STORED[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": offsets,
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # Readers map the file: the data begins at a multiple of 8, as the library pads it.
+    text += b" " * (-len(text) % 8)
+    output.write(len(text).to_bytes(8, "little") + text)
+    payloads = (Payload(blocks, t.name, 0, t.n_rows, t.row_bytes) for t in shard)
+    return {
+        tensor.name: [output.stream(payload)[1]]
+        for tensor, payload in zip(shard, payloads, strict=True)
+    }
+
+
+def write_config(folder: Path, plan: Plan) -> None:
+    """Write config.json for what ``plan`` writes."""
+    params, _ = plan.ready()
+    dtypes = {move.dtype for move in plan.written}
+    dtype = next(iter(dtypes)) if len(dtypes) == 1 else None
+    roles = {move.place[0] for move in plan.written}
+    _dump(folder / CONFIG, to_config(params, dtype, plan.further, roles))
+
+
+def _dump(path: Path, content: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""Everything the notebooks compute, draw and control."""

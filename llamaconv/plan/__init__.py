@@ -1,0 +1,1 @@
+"""Every move and every problem, before anything is written."""

@@ -1,0 +1,151 @@
+"""Check the tensors of a plan: shapes, dtypes, limits of Meta's format, signs of no training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from llamaconv.checkpoint.checkpoint import Checkpoint, ModelConfig
+from llamaconv.checkpoint.reader import all_one
+from llamaconv.checkpoint.tensors import WEIGHT_DTYPES, TensorInfo
+from llamaconv.model.names import ROLES, whole
+from llamaconv.model.params import LlamaParams
+from llamaconv.model.params_json import unfit
+from llamaconv.plan.plan import Move
+from llamaconv.plan.target import Target
+from llamaconv.report.errors import Problem, first_few, warning
+
+Known = Mapping[tuple[str, int | None], TensorInfo]
+"""Tensors by role name and layer."""
+
+
+def check_tensors(
+    source: Checkpoint, target: Target, known: Known, params: LlamaParams
+) -> Iterator[Problem]:
+    """Yield every problem with the tensors of a source.
+
+    Args:
+        source: The checkpoint that holds them.
+        target: What they are converted to.
+        known: The tensors that belong to a Llama.
+        params: The parameters that they should fit.
+    """
+    yield from _wrong_shapes(source, known, params)
+    yield from _wrong_dtypes(known)
+    if target.format == "meta":
+        yield from _unfit_for_meta(target, params)
+    norms = [tensor for (role, _), tensor in known.items() if role.endswith("norm")]
+    # Norms start as ones, and a trainer that never loaded weights saves them so.
+    if source.format == "dcp" and norms and all(map(all_one, norms)):
+        yield warning(
+            f"{source.path}: looks like a random initialisation: all {len(norms)} norms are "
+            "exactly 1, as before any training. Check that the weights were loaded"
+        )
+
+
+def check_dtype(config: ModelConfig, moves: Iterable[Move], target: Target) -> Iterator[Problem]:
+    """Yield a warning if config.json says another dtype than the one that is written.
+
+    transformers loads weights in the dtype that config.json says, so the numbers would differ.
+    """
+    stated = config.entries.get("torch_dtype", config.entries.get("dtype"))
+    written = sorted({move.dtype for move in moves if move.target is not None})
+    if target.format != "huggingface" or target.dtype != "keep" or not isinstance(stated, str):
+        return
+    if written and written != [stated.removeprefix("torch.")]:
+        yield warning(
+            f"{config.path}: torch_dtype is {stated}, but the weights are stored as "
+            f"{' and '.join(written)}. The written config.json says "
+            f"{written[0] if len(written) == 1 else 'null'}; choose another with --dtype"
+        )
+
+
+def check_joined(moves: Iterable[Move]) -> Iterator[Problem]:
+    """Yield an error if roles of several dtypes would have to share one tensor of the target."""
+    dtypes: dict[str, dict[str, str]] = {}
+    for move in moves:
+        if move.target and (name := whole(move.target)) != move.target:
+            dtypes.setdefault(name, {})[move.dtype] = move.source
+    mixed = [(name, found) for name, found in dtypes.items() if len(found) > 1]
+    if mixed:
+        name, found = mixed[0]
+        sources = ", ".join(f"{source} is {dtype}" for dtype, source in found.items())
+        yield Problem(
+            f"{len(mixed)} tensors of the target hold several roles, and those have different "
+            f"dtypes, such as {name}: {sources}. Choose one with --dtype",
+            tuple(source for _, one in mixed for source in one.values()),
+        )
+
+
+def _wrong_shapes(source: Checkpoint, known: Known, params: LlamaParams) -> Iterator[Problem]:
+    """Yield one problem if each axis is wrong in one way, else one per role and shape."""
+    wrong: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    found: dict[str, set[int]] = {}
+    for (name, _), tensor in known.items():
+        axes, expected = ROLES[name].axes, ROLES[name].shape(params)
+        # The shape of a packed weight follows from its packing, and `_wrong_dtypes` reports that.
+        if tensor.dtype not in WEIGHT_DTYPES or tensor.shape == expected:
+            continue
+        wrong.setdefault((name, tensor.shape), []).append(tensor.name)
+        if len(tensor.shape) != len(axes):
+            found.setdefault("", set()).update((0, 1))
+        for axis, n, actual in zip(axes, expected, tensor.shape, strict=False):
+            if n != actual:
+                found.setdefault(axis, set()).add(actual)
+    where = "the receipt" if source.receipt else "config.json"
+    if source.config:
+        where = source.config.path.name
+    cause = f"{where} and the weights are of different models"
+    if source.format == "meta":
+        cause += ", or the last files are missing"
+    if found.keys() == {"vocab_size"}:
+        cause = f"Tokens were added or padded: correct vocab_size in {where}"
+    lines = []
+    for (name, shape), names in wrong.items():
+        role = ROLES[name]
+        formula = ", ".join(f"{axis} = {getattr(params, axis)}" for axis in role.axes)
+        lines.append(
+            f"{first_few(names, 3)}: expected shape {list(role.shape(params))}, "
+            f"found {list(shape)} ({formula}, {params.n_heads} heads and {params.n_kv_heads} kv "
+            f"heads of {params.head_dim})"
+        )
+    names_of = [tuple(names) for names in wrong.values()]
+    if len(lines) > 1 and all(len(lengths) == 1 for lengths in found.values()):
+        axes_said = ", ".join(
+            f"{axis} is {getattr(params, axis)} and the weights have {min(lengths)}"
+            for axis, lengths in found.items()
+        )
+        every = tuple(name for names in names_of for name in names)
+        yield Problem(
+            f"{source.path}: {len(every)} tensors have other shapes than {where} says: "
+            f"{axes_said}; such as {lines[0]}. {cause}",
+            every,
+        )
+        return
+    for line, its_names in zip(lines, names_of, strict=True):
+        yield Problem(f"{line}. {cause}", its_names)
+
+
+def _wrong_dtypes(known: Known) -> Iterator[Problem]:
+    dtypes: dict[str, list[str]] = {}
+    for tensor in known.values():
+        if tensor.dtype not in WEIGHT_DTYPES:
+            dtypes.setdefault(tensor.dtype, []).append(tensor.name)
+    for dtype, names in dtypes.items():
+        is_quantised = dtype.startswith(("float8", "int", "uint"))
+        yield Problem(
+            f"{len(names)} tensors are stored as {dtype}, "
+            f"{'a quantised scheme' if is_quantised else 'not a dtype of weights'}: "
+            f"{first_few(names, 3)}. Use the unquantised weights, in one of "
+            f"{', '.join(WEIGHT_DTYPES)}",
+            tuple(names),
+        )
+
+
+def _unfit_for_meta(target: Target, params: LlamaParams) -> Iterator[Problem]:
+    yield from unfit(params)
+    for count in ("n_heads", "n_kv_heads", "ffn_dim", "vocab_size"):
+        if getattr(params, count) % target.shards:
+            yield Problem(
+                f"--shards {target.shards}: {count} {getattr(params, count)} cannot be cut into "
+                "that many equal parts, as Meta's files need. Choose another number"
+            )

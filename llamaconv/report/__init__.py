@@ -1,0 +1,1 @@
+"""What people are told: problems and exceptions, tables, progress, commands to copy."""

@@ -1,0 +1,1 @@
+"""What each TorchTitan release expects, and the command that starts training."""

@@ -1,0 +1,284 @@
+"""How to start training from a checkpoint: what to run with each TorchTitan release.
+
+A stock flavour is advised only if it has every parameter of the checkpoint. Otherwise the advice
+contains a short module that defines the model, for TorchTitan to import. `script` puts the command
+into a file that can be run.
+
+Limit: the advice starts training; learning rate and parallelism are up to the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llamaconv.model.names import Layout
+from llamaconv.model.params import LlamaParams
+from llamaconv.report import shell
+from llamaconv.report.errors import printable
+from llamaconv.torchtitan.module import NAME as MODULE
+from llamaconv.torchtitan.module import module_text
+from llamaconv.torchtitan.releases import (
+    IN_HUGGINGFACE,
+    STOCK_SCALING,
+    UNRELEASED,
+    Release,
+    flavour_of_shapes,
+    releases_of,
+    stock_flavour,
+    why_not,
+)
+from llamaconv.torchtitan.script import NAME as SCRIPT
+from llamaconv.torchtitan.script import script_text
+
+
+@dataclass(frozen=True)
+class Advice:
+    """How to use a checkpoint with one release of TorchTitan, or with another program.
+
+    Attributes:
+        release: The release, or the program.
+        flavour: Name of the model there; empty if it has no such model.
+        command: A complete command, empty if the release has no such model.
+        module: Text of ``converted_llama.py``, to be saved in the folder where the command is run;
+            empty if a stock flavour fits.
+        notes: Why there is no command, and what to know about it.
+        older: The same for earlier releases that read this checkpoint.
+        warnings: What goes wrong, without an error, if the command is changed.
+        script: Text of ``train.sh``, which runs the command; empty if there is none.
+        needs_tokenizer: Whether ``train.sh`` must be told the tokenizer, because none was found.
+        without_conversion: A command that trains from the source as it is, if the release can.
+        folder: The folder that `script` and `module` were written to; None if they were not.
+    """
+
+    release: str
+    flavour: str
+    command: str
+    module: str
+    notes: tuple[str, ...]
+    older: tuple[Advice, ...] = ()
+    warnings: tuple[str, ...] = ()
+    script: str = ""
+    needs_tokenizer: bool = False
+    without_conversion: str = ""
+    folder: Path | None = None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The text of each file to write, by its name; empty for one that must not be there."""
+        return {SCRIPT: self.script, MODULE: self.module} if self.script else {}
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The files that were written."""
+        folder = self.folder
+        return tuple(folder / n for n, text in self.files.items() if text) if folder else ()
+
+    def __str__(self) -> str:
+        lines = [f"warning: {warning}" for warning in self.warnings]
+        if self.without_conversion:
+            lines.append(
+                f"note: no conversion is needed for this: {self.release} starts from the source "
+                f"with {self.without_conversion}"
+            )
+        if self.folder:
+            lines += self._where_it_is()
+        else:
+            lines += [f"# {self.release}"]
+            if self.module:
+                lines += [f"# save as {MODULE} and run from its folder:", self.module]
+            lines += [printable(self.command), *(f"note: {note}" for note in self.notes)]
+            lines += map(str, self.older)
+        return "\n".join(line for line in lines if line)
+
+    def _where_it_is(self) -> Iterator[str]:
+        """Yield two lines: what was written, and the command that uses it."""
+        names = " and ".join(path.name for path in self.written)
+        yield printable(f"{self.folder}: wrote {names} for {self.release}")
+        tokenizer = "TOKENIZER=DIR " if self.needs_tokenizer else ""
+        yield f"{tokenizer}bash {shell.quote(str(self.written[0]))}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the advice as ``llamaconv convert --json`` prints it.
+
+        Returns:
+            An object with ``release``, ``next`` (the command), ``module``, ``notes`` (the warnings
+            first), ``older`` (a list), ``warnings``, ``without_conversion`` (a command), ``script`` and
+            ``written`` (a list of paths).
+        """
+        return {
+            "release": self.release,
+            "next": self.command,
+            "module": self.module,
+            "notes": [*self.warnings, *self.notes],
+            "older": [advice.to_json() for advice in self.older],
+            "warnings": list(self.warnings),
+            "without_conversion": self.without_conversion,
+            "script": self.script,
+            "written": [str(path) for path in self.written],
+        }
+
+
+def advise(
+    params: LlamaParams,
+    generation: str,
+    layout: Layout,
+    checkpoint: Path,
+    dump_folder: Path | None = None,
+    *,
+    assets: Path | None = None,
+    huggingface: Path | None = None,
+) -> Advice:
+    """Return how to start training from a converted checkpoint.
+
+    With ``--rope half_split`` the model must rotate pairs that are half a head apart. TorchTitan
+    0.3.0 has such a RoPE (CosSinRoPE) without Llama 3 scaling; the advice then defines a model that
+    uses it.
+
+    Args:
+        params: The model.
+        generation: The generation of the checkpoint's tensor names.
+        layout: The layout of its q and k rows.
+        checkpoint: Its folder.
+        dump_folder: TorchTitan's dump folder that contains it as ``checkpoint/step-0``, if any.
+        assets: The folder with the model's tokenizer, if one is known.
+        huggingface: The source, if it is a Hugging Face folder with the same values.
+
+    Returns:
+        The advice for the newest release that reads the checkpoint, with earlier ones in ``older``.
+    """
+    releases = releases_of(generation)
+    if generation in UNRELEASED:
+        return Advice("TorchTitan's main branch", "", "", "", tuple(_of_main(params)))
+    if not releases:
+        note = "no release loads these names. To train, convert to titan-0.3 or titan-0.2"
+        return Advice("TorchTitan of 2024", "", "", "", (note,))
+    newest, *older = (
+        _advise_for(release, params, layout, checkpoint, dump_folder, assets, huggingface)
+        for release in releases
+    )
+    return replace(newest, older=tuple(older))
+
+
+def _of_main(params: LlamaParams) -> Iterator[str]:
+    """Yield what is known about the main branch."""
+    yield (
+        f"these names are read by {UNRELEASED['titan-main']}, and by no release yet: 0.3.0 rejects "
+        "them. For a release, convert to titan-0.3 or titan-0.2"
+    )
+    yield (
+        "the main branch was read and not run, so there is no train.sh: define the model as its "
+        "flavors.py does (build_model_config), with every parameter of this one, and load with "
+        "--checkpoint.initial_load_path"
+    )
+    if (near := flavour_of_shapes(params)) and params.rope_scaling != STOCK_SCALING:
+        scaling = params.rope_scaling.factor if params.rope_scaling else "none"
+        yield (
+            f"compare the RoPE scaling of its {near.name}: in 0.3.0 the factor is "
+            f"{STOCK_SCALING.factor}, this model's is {scaling}"
+        )
+
+
+def _advise_for(
+    release: Release,
+    params: LlamaParams,
+    layout: Layout,
+    checkpoint: Path,
+    dump_folder: Path | None,
+    assets: Path | None,
+    huggingface: Path | None,
+) -> Advice:
+    title = f"TorchTitan {release.version}"
+    if missing := why_not(params, release, layout):
+        return Advice(title, "", "", "", (missing,))
+    flavour = stock_flavour(params, release) if layout == "interleaved" else None
+    name = flavour.name if flavour else "converted"
+    words = release.choose if flavour else release.define
+    # 0.3.0 names its configurations in lower case.
+    model = words.format(flavour=name.lower() if release.generation == "titan-0.3" else name)
+    where = (
+        f"{release.dump_folder} {shell.quote(str(dump_folder.absolute()))}"
+        if dump_folder
+        else f"--checkpoint.initial_load_path {shell.quote(str(checkpoint.absolute()))}"
+    )
+    tokenizer = _tokenizer(release, assets)
+    flags = [model, f"{release.enable} {where}", *filter(None, [release.text_flags])]
+    further = [f"{release.tokenizer} {shell.quote(str(tokenizer))}"] if tokenizer else []
+    launch = "torchrun --nproc-per-node 8 -m torchtitan.train"
+    warnings = tuple(_warnings(params, release, dump_folder))
+    notes = tuple(_notes(params, release, tokenizer))
+    as_it_is = ""
+    if flavour and huggingface and release.reads_huggingface:
+        source = shell.quote(str(huggingface.absolute()))
+        as_it_is = " ".join(
+            [
+                f"{launch} {model} {release.enable} {IN_HUGGINGFACE}",
+                f"--checkpoint.initial_load_path {source}",
+                *further,
+            ]
+        )
+    return Advice(
+        title,
+        name,
+        " ".join([launch, *flags, *further]),
+        "" if flavour else module_text(params, release, layout),
+        notes,
+        warnings=warnings,
+        script=script_text(
+            release, checkpoint, flags, tokenizer, (*warnings, *notes), not dump_folder
+        ),
+        needs_tokenizer=tokenizer is None,
+        without_conversion=as_it_is,
+    )
+
+
+def _tokenizer(release: Release, assets: Path | None) -> Path | None:
+    """Return what to name as the tokenizer: the folder, or a file in it; None if none is known."""
+    # A repository of the Hub has Meta's files in original/, and the tokenizers around it.
+    folders = (
+        [assets, assets.parent if assets.name == "original" else assets / "original"]
+        if assets
+        else []
+    )
+    for folder in folders:
+        for name in release.tokenizer_files:
+            if (folder / name).is_file():
+                return (folder if release.tokenizer_is == "folder" else folder / name).absolute()
+    return None
+
+
+def _warnings(params: LlamaParams, release: Release, dump_folder: Path | None) -> Iterator[str]:
+    near = flavour_of_shapes(params)
+    if near and params.rope_scaling != release.scaling:
+        factor = params.rope_scaling.factor if params.rope_scaling else "none"
+        stock = release.scaling.factor if release.scaling else "none"
+        yield (
+            f"do not use the stock flavour {near.name}: its RoPE scaling is {stock}, this model's "
+            f"{factor}; short prompts would hide the difference"
+        )
+    if release.ignores_path and dump_folder is None:
+        yield (
+            "the dump folder must hold no checkpoint/ folder yet: with one, even empty, this release "
+            "ignores the path and trains from random weights (convert with --as-step-0 to be safe)"
+        )
+
+
+def _notes(params: LlamaParams, release: Release, tokenizer: Path | None) -> Iterator[str]:
+    if params.rope_scaling and params.rope_scaling.is_linear:
+        yield (
+            "linear RoPE scaling is Llama 3's with an original length of 1: every pair counts as "
+            "one of a long wavelength, and the angles are the same to the bit"
+        )
+    if params.tied and not release.tied:
+        yield (
+            f"TorchTitan {release.version} does not tie the head to the embedding: "
+            "they start equal and train apart"
+        )
+    if tokenizer is None:
+        yield (
+            f"no {release.tokenizer_files[0]} was found; name the tokenizer with {release.tokenizer} "
+            f"{'DIR' if release.tokenizer_is == 'folder' else 'FILE'}"
+        )
+    yield release.text.format(vocab_size=params.vocab_size)

@@ -1,0 +1,71 @@
+"""``train.sh``: the command that starts training, as a file to run.
+
+It can be run from any folder, takes further flags, and stops where a release would silently train
+from random weights. Limit: bash.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from llamaconv.report import shell
+from llamaconv.report.errors import printable
+from llamaconv.torchtitan.releases import Release
+
+NAME = "train.sh"
+"""The name of its file."""
+
+
+def script_text(
+    release: Release,
+    checkpoint: Path,
+    flags: Sequence[str],
+    tokenizer: Path | None,
+    remarks: Sequence[str],
+    by_path: bool,
+) -> str:
+    """Return the text of `NAME`.
+
+    Args:
+        release: The release of TorchTitan.
+        checkpoint: The converted checkpoint.
+        flags: The flags that choose model, checkpoint and text, each group quoted for a shell.
+        tokenizer: The tokenizer, None if none is known: the script then asks for it.
+        remarks: What to know, as comments.
+        by_path: Whether the checkpoint is given by its path, not in the dump folder.
+    """
+    known = shell.quote(str(tokenizer)) if tokenizer else ""
+    missing = f"set TOKENIZER to the {release.tokenizer_is} of the tokenizer"
+    missing += f" ({' or '.join(release.tokenizer_files)})"
+    lines = [
+        "#!/usr/bin/env bash",
+        *_comment(
+            f"Train with TorchTitan {release.version} from {checkpoint.absolute()}. NGPU sets the "
+            "number of processes; further flags of TorchTitan may follow: train.sh "
+            "--training.steps 100"
+        ),
+        *(line for remark in remarks for line in _comment(remark)),
+        "set -euo pipefail",
+        'cd "$(dirname "${BASH_SOURCE[0]}")"',
+        f"tokenizer={known}" if known else f'tokenizer=${{TOKENIZER:?"{missing}"}}',
+    ]
+    if release.ignores_path and by_path:
+        lines += _GUARD.splitlines()
+    words = ['exec torchrun --nproc-per-node "${NGPU:-8}" -m torchtitan.train', *flags]
+    words += [f'{release.tokenizer} "$tokenizer"', '"$@"']
+    return "\n".join([*lines, " \\\n    ".join(words)]) + "\n"
+
+
+# Its default dump folder is outputs/, in the folder of the script.
+_GUARD = """\
+if [ -d outputs/checkpoint ] && ! compgen -G 'outputs/checkpoint/step-*/.metadata' > /dev/null; then
+    echo "outputs/checkpoint holds no checkpoint: training would start from random weights. Remove it" >&2
+    exit 2
+fi"""
+
+
+def _comment(text: str) -> list[str]:
+    """Return ``text`` as lines of a comment; nothing in it can end the comment."""
+    return textwrap.wrap(printable(text), 100, initial_indent="# ", subsequent_indent="# ")

@@ -1,0 +1,295 @@
+"""Compare both sides in one pass: the bits of every tensor, the scores of every layer.
+
+Rows of the source are reordered by index arithmetic from the definition of the layouts, and both
+sides are read by `independent_readers`. No code here that places or reorders rows is the engine's.
+
+Shape suffixes: R rows, C columns, P position, H head, D head dimension, F pair of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llamaconv.checkpoint.torch_rows import TensorBuffer
+from llamaconv.checkpoint.weight_values import OddValues, count_not_finite
+from llamaconv.model import rope
+from llamaconv.model.names import Layout
+from llamaconv.plan.plan import Move, Plan
+from llamaconv.ranks import ALONE, Ranks
+from llamaconv.report.errors import first_few
+from llamaconv.report.progress import Progress
+from llamaconv.verify.independent_readers import WHOLE_BYTES, IndependentReader
+from llamaconv.verify.results import SCORE_TOLERANCE, Check, TensorResult
+
+# Bytes of rows that are compared at once; at least one head if rows are reordered.
+WINDOW_BYTES = 4 << 20
+# Positions of the queries and keys; differences cover short and long distances.
+_POSITIONS = (0, 1, 2, 5, 17, 64, 257, 1000)
+
+
+@dataclass
+class Findings:
+    """What one rank has found.
+
+    Attributes:
+        tensors: The bits of each tensor that it compared.
+        scores: Layer, error of the rotated scores, and its control.
+        unreadable: Why a side cannot be read; empty if both can.
+    """
+
+    tensors: list[TensorResult] = field(default_factory=list)
+    scores: list[tuple[int, float, float]] = field(default_factory=list)
+    unreadable: str = ""
+
+    def to_json(self) -> list[Any]:
+        """Return a value for `llamaconv.ranks.Ranks.all_gather`."""
+        return [[astuple(tensor) for tensor in self.tensors], self.scores, self.unreadable]
+
+    @classmethod
+    def from_json(cls, value: list[Any]) -> Findings:
+        """Return the inverse of `to_json`."""
+        tensors, scores, unreadable = value
+        return cls([TensorResult(*one) for one in tensors], [(*one,) for one in scores], unreadable)
+
+
+class Comparison:
+    """One pass over both sides of a conversion."""
+
+    def __init__(self, plan: Plan, source: IndependentReader, target: IndependentReader) -> None:
+        """Prepare a pass.
+
+        Args:
+            plan: The plan of the conversion.
+            source: Reads the source.
+            target: Reads the target.
+        """
+        self.plan = plan
+        self.params, self.layout = plan.ready()
+        self.source = source
+        self.target = target
+        self.wrong_layout = other_layout(self.layout)
+        self.findings = Findings()
+        generator = torch.Generator().manual_seed(0)
+        shape = (len(_POSITIONS), self.params.dim)
+        self._x_PC = torch.randn(shape, generator=generator) / self.params.dim**0.5
+        self._projected: dict[str, tuple[Tensor, Tensor]] = {}
+        # One buffer per step, reused for every window. New memory for each window left holes that
+        # small results then took: up to 8 MB more per window.
+        self._cast, self._ordered, self._wide = TensorBuffer(), TensorBuffer(), TensorBuffer()
+
+    def run(self, progress: Progress, ranks: Ranks = ALONE) -> Findings:
+        """Compare this rank's share of the tensors.
+
+        Args:
+            progress: Called with "verify", the bytes compared so far, and the bytes of the target.
+            ranks: The processes that share the work.
+
+        Returns:
+            What this rank has found.
+
+        Raises:
+            FailedError: A reader failed.
+        """
+        total, done = self.plan.bytes_to_write, 0
+        units = self._units()
+        # Shift the shares by one rank, so that no rank checks the files it wrote itself.
+        mine = ranks.share([sum(move.nbytes for move in unit) for unit in units], shift=1)
+        for batch in _batches(move for place in mine for move in units[place]):
+            self.source.prefetch([move.source for move in batch])
+            self.target.prefetch([move.target_name for move in batch])
+            for move in batch:
+                row_bytes = move.nbytes // move.shape[0]
+                for n_rows in self._compare(move, row_bytes):
+                    done += n_rows * row_bytes
+                    progress("verify", done, total)
+        return self.findings
+
+    def _units(self) -> list[list[Move]]:
+        """Group the moves: q and k of a layer together, because their scores need both."""
+        units: dict[object, list[Move]] = {}
+        for move in self.plan.written:
+            role, layer = move.place
+            units.setdefault(layer if role in ("wq", "wk") else move.target_name, []).append(move)
+        return list(units.values())
+
+    def merge(
+        self, findings: Sequence[Findings]
+    ) -> tuple[list[TensorResult], list[tuple[float, float]]]:
+        """Return the bits in the order of the plan, and per layer the score error and its control.
+
+        Args:
+            findings: Those of all ranks, this one's too.
+        """
+        tensors = {tensor.name: tensor for one in findings for tensor in one.tensors}
+        scores = sorted(score for one in findings for score in one.scores)
+        in_order = [tensors[move.target_name] for move in self.plan.written]
+        return in_order, [(error, control) for _, error, control in scores]
+
+    def _compare(self, move: Move, row_bytes: int) -> Iterator[int]:
+        """Compare one tensor window by window; yield the number of rows of each window."""
+        dtype = getattr(torch, move.dtype)
+        heads = move.role.n_heads(self.params) if move.role else None
+        unit = move.shape[0] // heads if heads else 1
+        step = max(1, WINDOW_BYTES // (unit * row_bytes)) * unit
+        products: list[tuple[Tensor, Tensor]] = []
+        n_elements = n_different = n_if_wrong = n_nan = n_infinite = 0
+        for first in range(0, move.shape[0], step):
+            last = min(first + step, move.shape[0])
+            source = self.source.rows(move.source, first, last)
+            if source.dtype != dtype:
+                source = self._cast.tensor(source.shape, dtype).copy_(source)
+            actual = self.target.rows(move.target_name, first, last)
+            expected = wrong = source
+            if heads:
+                other = self._ordered.tensor(source.shape, dtype)
+                order = rows_in_other_layout(last - first, unit, self.plan.source.rope)
+                torch.index_select(source, 0, order, out=other)
+                expected, wrong = (other, source) if move.heads else (source, other)
+                if len(move.shape) == 2:
+                    products.append((self._project(source), self._project(actual)))
+            n_elements += actual.numel()
+            nan, infinite = count_not_finite(actual)
+            n_nan, n_infinite = n_nan + nan, n_infinite + infinite
+            different = count_different(expected, actual)
+            n_different += different
+            n_if_wrong += different if wrong is expected else count_different(wrong, actual)
+            yield last - first
+        self.findings.tensors.append(
+            TensorResult(move.target_name, n_elements, n_different, n_if_wrong, n_nan, n_infinite)
+        )
+        if products and move.layer is not None:
+            self._keep(move.place[0], move.layer, products)
+
+    def _project(self, rows_RC: Tensor) -> Tensor:
+        """Multiply the input at each position by some rows of q or k: (P, R), in float32."""
+        projected: Tensor = (
+            self._x_PC @ self._wide.tensor(rows_RC.shape, torch.float32).copy_(rows_RC).T
+        )
+        return projected
+
+    def _keep(self, role: str, layer: int, products: list[tuple[Tensor, Tensor]]) -> None:
+        """Keep q or k of one layer, of both sides; compare the scores once both are known."""
+        source_PHD, target_PHD = (
+            torch.cat(side, dim=1).unflatten(1, (-1, self.params.head_dim))
+            for side in zip(*products, strict=True)
+        )
+        self._projected[role] = source_PHD, target_PHD
+        if len(self._projected) < 2:
+            return
+        (q_s, q_t), (k_s, k_t) = self._projected.pop("wq"), self._projected.pop("wk")
+        params, plan = self.params, self.plan
+        inverse_F = rope.inverse_frequencies(
+            params.head_dim, params.rope_theta, params.rope_scaling
+        )
+        angles_PF = rope.angles(torch.tensor(_POSITIONS), inverse_F)
+        right = rope.scores(q_s, k_s, angles_PF, self.layout)
+        found = rope.scores(q_t, k_t, angles_PF, plan.target.layout)
+        wrong = rope.scores(q_s, k_s, angles_PF, self.wrong_layout)
+        apart = ~torch.eye(len(_POSITIONS), dtype=torch.bool)
+        scale = right[:, apart].abs().max().clamp_min(1e-30)
+        error, control = (
+            ((side - right)[:, apart].abs().max() / scale).item() for side in (found, wrong)
+        )
+        self.findings.scores.append((layer, error, control))
+
+    def bits_check(self, tensors: Sequence[TensorResult]) -> Check:
+        """Return the check of all bits: how many elements differ."""
+        n_elements, n_different, n_if_wrong = (
+            sum(getattr(tensor, count) for tensor in tensors)
+            for count in ("n_elements", "n_different", "n_if_wrong")
+        )
+        detail = f"all {n_elements:,} elements equal the source's, reordered by index"
+        concessions = {self.source.concession, self.target.concession} - {""}
+        if concessions:
+            detail += f"; {'; '.join(sorted(concessions))}"
+        if n_different:
+            different = [one.name for one in tensors if one.n_different]
+            detail = (
+                f"{n_different:,} of {n_elements:,} elements differ, in "
+                f"{len(different)} tensors: {first_few(different, 4)}"
+            )
+        elif broken := not_finite(tensors):
+            detail += f", but {broken}"
+        ok = not n_different and not not_finite(tensors)
+        return Check("bits", ok, float(n_different), float(n_if_wrong), detail)
+
+    def scores_check(self, layers: Sequence[tuple[float, float]]) -> Check:
+        """Return the check of the rotated scores: the largest error of any layer."""
+        value = max((error for error, _ in layers), default=float("inf"))
+        control = min((wrong for _, wrong in layers), default=0.0)
+        # nan is not below the tolerance.
+        ok = value <= SCORE_TOLERANCE
+        longest = _POSITIONS[-1]
+        detail = f"largest difference over {len(layers)} layers, distances 1 to {longest}"
+        if not ok:
+            detail += f"; above {SCORE_TOLERANCE:g}: q or k are in another layout than the rotation"
+        elif control <= 10 * SCORE_TOLERANCE:
+            detail += "; the wrong layout would hardly show in these weights"
+        return Check("rotated scores", ok, value, control, detail, SCORE_TOLERANCE)
+
+
+def not_finite(tensors: Sequence[TensorResult]) -> str:
+    """Return the tensors that hold NaN or infinities, with their counts; empty if none does."""
+    odd = [
+        OddValues(one.name, one.n_nan, one.n_infinite)
+        for one in tensors
+        if one.n_nan or one.n_infinite
+    ]
+    if not odd:
+        return ""
+    return (
+        f"{len(odd)} tensors hold NaN or infinities, as in the source: "
+        f"{first_few(map(str, odd))}. Such a model computes nothing; use an earlier checkpoint, or "
+        "--no-verify to convert it all the same"
+    )
+
+
+def other_layout(layout: Layout) -> Layout:
+    """Return the layout that is not ``layout``."""
+    return "half_split" if layout == "interleaved" else "interleaved"
+
+
+def rows_in_other_layout(n_rows: int, head_dim: int, layout: str | None) -> Tensor:
+    """Return the source row of each row in the other layout, row by row from the definition."""
+    half = head_dim // 2
+    if layout == "half_split":  # interleaved row 2i is row i, row 2i + 1 is row i + half
+        head = [i // 2 + half * (i % 2) for i in range(head_dim)]
+    else:  # half_split row i is row 2i, row i + half is row 2i + 1
+        head = [2 * (i % half) + i // half for i in range(head_dim)]
+    return torch.tensor([start + row for start in range(0, n_rows, head_dim) for row in head])
+
+
+def count_different(one: Tensor, other: Tensor) -> int:
+    """Return the number of elements whose bits differ. NaN equals itself; 0.0 and -0.0 differ."""
+    one, other = one.contiguous(), other.contiguous()
+    # Nearly always all are equal, and comparing eight bytes at a time takes a seventh of the time.
+    if _in_words(one) and _in_words(other) and torch.equal(_words(one), _words(other)):
+        return 0
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
+    return int(torch.count_nonzero(one.view(whole) != other.view(whole)))
+
+
+def _in_words(tensor: Tensor) -> bool:
+    size = tensor.element_size()
+    return tensor.numel() * size % 8 == 0 and tensor.storage_offset() * size % 8 == 0
+
+
+def _words(tensor: Tensor) -> Tensor:
+    return tensor.view(-1).view(torch.int64)
+
+
+def _batches(moves: Iterable[Move]) -> Iterator[list[Move]]:
+    """Group moves in order, so that small tensors are loaded together and long ones alone."""
+    batch: list[Move] = []
+    for move in moves:
+        if batch and sum(m.nbytes for m in batch) + move.nbytes > 2 * WHOLE_BYTES:
+            yield batch
+            batch = []
+        batch.append(move)
+    if batch:
+        yield batch

@@ -1,0 +1,390 @@
+"""Read rows with other people's readers, to compare what the engine wrote.
+
+Files are read by safetensors or ``torch.load``, distributed checkpoints by ``dcp.load``.
+
+The concession: two cases use our own `PieceReader`, at the offsets that the headers name.
+``dcp.load`` reads whole entries, so tensors above 2 MiB are read in windows instead. And
+safetensors and ``torch.load`` map files, which some filesystems cannot do. The results say so.
+"""
+
+from __future__ import annotations
+
+import mmap
+import pickle
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+
+from llamaconv.checkpoint.checkpoint import Checkpoint, Format
+from llamaconv.checkpoint.dcp import open_dcp
+from llamaconv.checkpoint.reader import PieceReader
+from llamaconv.checkpoint.tensors import Piece, TensorInfo
+from llamaconv.checkpoint.torch_rows import TensorBuffer, read_rows
+from llamaconv.checkpoint.untrusted.dcp_metadata import read_metadata
+from llamaconv.report.errors import FailedError, LlamaconvError
+from llamaconv.verify import inert_pickle
+from llamaconv.verify.torch_metadata import unpickle_metadata
+
+# Tensors up to this size are loaded by `dcp.load` whole, a batch at a time. It holds each several
+# times over: at 16 MiB the checks of 70B took twice the memory of those of 8B.
+WHOLE_BYTES = 2 << 20
+
+
+@contextmanager
+def _failures_named(path: object, reader: str) -> Iterator[None]:
+    """Turn what a reader raises into a `FailedError` that names the reader and the file.
+
+    Other people's readers raise whatever their libraries do, and their messages name no file.
+    `LlamaconvError` already names both, and the command line reports ``OSError``.
+    """
+    try:
+        yield
+    except (LlamaconvError, OSError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".split("\n", maxsplit=1)[0]
+        raise FailedError(f"{path}: cannot be read by {reader} ({reason})") from error
+
+
+class IndependentReader:
+    """Rows of a checkpoint's tensors, read by somebody else's code.
+
+    Attributes:
+        reader: Its name in messages.
+        maps_files: Whether it maps the files that it reads.
+        checkpoint: What it reads.
+    """
+
+    reader = "llamaconv's own reader"
+    maps_files = True
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Read ``checkpoint``, which must be a folder here."""
+        self.checkpoint = checkpoint
+        self.window = TensorBuffer()
+
+    @property
+    def concession(self) -> str:
+        """What our own reader reads instead, for the results; empty if nothing."""
+        return ""
+
+    def prefetch(self, names: Sequence[str]) -> None:
+        """Announce the tensors that `rows` is called for next; earlier ones may be dropped.
+
+        Raises:
+            FailedError: The reader failed.
+        """
+        with _failures_named(self.checkpoint.path, self.reader):
+            self._prefetch(names)
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Return rows of a tensor in its stored dtype.
+
+        Args:
+            name: Name of the tensor.
+            first: The first row.
+            last: The row after the last.
+
+        Returns:
+            Shape ``(last - first, ...)``, valid until the next call, which reuses the memory.
+
+        Raises:
+            FailedError: The reader failed.
+        """
+        with _failures_named(self.checkpoint.path, self.reader):
+            return self._rows(name, first, last)
+
+    def _prefetch(self, names: Sequence[str]) -> None:
+        pass
+
+    def _rows(self, name: str, first: int, last: int) -> Tensor:
+        raise NotImplementedError
+
+    def _plain_rows(self, name: str, first: int, last: int) -> Tensor:
+        with PieceReader() as reader:
+            return read_rows(reader, self.checkpoint.tensors[name], first, last, self.window)
+
+
+class SafetensorsReader(IndependentReader):
+    """The safetensors library; tensors in several files are put together by row and column."""
+
+    reader = "the safetensors library"
+
+    def _rows(self, name: str, first: int, last: int) -> Tensor:
+        tensor = self.checkpoint.tensors[name]
+        if len(tensor.pieces) == 1:
+            return self._slice(tensor.pieces[0], name, first, last)
+        # Saved by several ranks: each file has some of the rows, or of their columns.
+        shape = (last - first, *tensor.shape[1:])
+        rows = self.window.tensor(shape, getattr(torch, tensor.dtype))
+        missing = rows.numel()
+        for piece in tensor.pieces:
+            begin, end = max(first, piece.start[0]), min(last, piece.start[0] + piece.shape[0])
+            if begin >= end:
+                continue
+            part = self._slice(piece, name, begin - piece.start[0], end - piece.start[0])
+            columns = tuple(
+                slice(start, start + n)
+                for start, n in zip(piece.start[1:], piece.shape[1:], strict=True)
+            )
+            rows[(slice(begin - first, end - first), *columns)] = part
+            missing -= part.numel()
+        if missing:  # or the rows of the previous window would pass for these
+            raise FailedError(
+                f"{name}: {missing} elements of rows {first} to {last} are in no file"
+            )
+        return rows
+
+    def _slice(self, piece: Piece, name: str, first: int, last: int) -> Tensor:
+        # Opened for each call: what was read of an open mapping counts as memory.
+        with safe_open(piece.local_file, framework="pt") as file:
+            rows: Tensor = file.get_slice(name)[first:last]
+        return rows
+
+
+class DcpLoadReader(IndependentReader):
+    """``dcp.load`` for tensors up to `WHOLE_BYTES`; our own reader for larger ones."""
+
+    reader = "torch.distributed.checkpoint"
+    maps_files = False
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self._loaded: dict[str, Tensor] = {}
+        self._head = TensorBuffer()
+
+    @property
+    def concession(self) -> str:
+        """Large tensors are read by our own reader."""
+        if all(map(_is_loaded_whole, self.checkpoint.tensors.values())):
+            return ""
+        return f"tensors of the DCP above {WHOLE_BYTES >> 20} MiB read by llamaconv's own reader"
+
+    @cached_property
+    def _reader(self) -> DcpReader:
+        return DcpReader(self.checkpoint.local_path)
+
+    def _prefetch(self, names: Sequence[str]) -> None:
+        tensors = [self.checkpoint.tensors[name] for name in dict.fromkeys(names)]
+        small = list(filter(_is_loaded_whole, tensors))
+        self._loaded = load_dcp(self._reader, [tensor for tensor in small if not tensor.stored])
+        parts: dict[str, list[TensorInfo]] = {}
+        for tensor in small:
+            if tensor.stored:
+                parts.setdefault(tensor.stored, []).append(tensor)
+        for stored, wanted in parts.items():
+            self._split_fused(stored, wanted)
+
+    def _split_fused(self, stored: str, wanted: list[TensorInfo]) -> None:
+        """Take a fused tensor apart by its axes, as TorchTitan does with the views that it uses."""
+        params = self.checkpoint.params
+        assert params is not None
+        columns = wanted[0].shape[1:]
+        is_w13 = _role(wanted[0]) in ("w1", "w3")
+        rows = (2, params.ffn_dim) if is_w13 else (params.q_rows + 2 * params.kv_rows,)
+        whole = replace(wanted[0], name=stored, shape=(*rows, *columns))
+        fused = load_dcp(self._reader, [whole])[stored]
+        if is_w13:
+            parts = {"w1": fused[0], "w3": fused[1]}
+        else:
+            groups = fused.reshape(params.n_kv_heads, -1, params.head_dim, *columns)
+            parts = {"wq": groups[:, :-2], "wk": groups[:, -2], "wv": groups[:, -1]}
+        for tensor in wanted:
+            self._loaded[tensor.name] = parts[_role(tensor)].reshape(tensor.shape)
+
+    def _rows(self, name: str, first: int, last: int) -> Tensor:
+        if name in self._loaded:
+            return self._loaded[name][first:last]
+        part = self.checkpoint.tensors[name]
+        if part.stored and _role(part) in ("wq", "wk", "wv"):
+            return self._rows_of_heads(part, first, last)
+        return self._plain_rows(name, first, last)
+
+    def _rows_of_heads(self, part: TensorInfo, first: int, last: int) -> Tensor:
+        """Return rows of wq, wk or wv out of a fused matrix, head by head from its definition."""
+        params, fused = self.checkpoint.params, self._stored[part.stored]
+        assert params is not None
+        size, group = params.head_dim, params.n_heads // params.n_kv_heads
+        rows = self.window.tensor((last - first, *part.shape[1:]), getattr(torch, part.dtype))
+        row = first
+        with PieceReader() as reader:
+            while row < last:
+                head, within = divmod(row, size)
+                if _role(part) == "wq":
+                    kv_head, place = divmod(head, group)
+                else:
+                    kv_head, place = head, group + (_role(part) == "wv")
+                begin = (kv_head * (group + 2) + place) * size + within
+                n_rows = min(size - within, last - row)
+                out = rows[row - first : row - first + n_rows]
+                out.copy_(read_rows(reader, fused, begin, begin + n_rows, self._head))
+                row += n_rows
+        return rows
+
+    @cached_property
+    def _stored(self) -> dict[str, TensorInfo]:
+        """The tensors as they are stored, with those that were taken apart."""
+        return open_dcp(self.checkpoint.local_path).tensors
+
+
+def _role(part: TensorInfo) -> str:
+    """Return the role of a part: ``a.wqkv.weight[wq]`` in titan-main, ``a.wq.weight`` elsewhere."""
+    return part.name.rpartition("[")[2].rstrip("]").removesuffix(".weight").rpartition(".")[2]
+
+
+def _is_loaded_whole(tensor: TensorInfo) -> bool:
+    # A part of a fused matrix is loaded with the two others.
+    return (3 if tensor.stored else 1) * tensor.nbytes <= WHOLE_BYTES
+
+
+class TorchLoadReader(IndependentReader):
+    """``torch.load``, mapped, and ``torch.cat`` for a tensor in several files."""
+
+    reader = "torch.load"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self._files: dict[Path, Any] = {}
+
+    def _prefetch(self, _names: Sequence[str]) -> None:
+        # Mapped per batch: what was read of a mapping counts as memory until it is closed.
+        self._files.clear()
+
+    def _rows(self, name: str, first: int, last: int) -> Tensor:
+        tensor = self.checkpoint.tensors[name]
+        parts: list[Tensor] = []
+        for piece in tensor.pieces:
+            top = piece.start[0]
+            begin, end = max(first, top), min(last, top + piece.shape[0])
+            if begin < end:
+                whole = self._open(piece.local_file)
+                for key in tensor.keys or (name,):
+                    whole = whole[key]
+                # A parameter would record what is computed with it; a view may be transposed.
+                parts.append(whole.detach()[begin - top : end - top].contiguous())
+        if len(parts) == 1:
+            return parts[0]
+        narrow = len(tensor.pieces) > 1 and tensor.pieces[1].start[0] == 0
+        joined = self.window.tensor((last - first, *tensor.shape[1:]), parts[0].dtype)
+        return torch.cat(parts, dim=1 if narrow else 0, out=joined)
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._files:
+            try:
+                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except pickle.UnpicklingError:  # there are other values than tensors
+                loaded = torch.load(
+                    path,
+                    map_location="cpu",
+                    weights_only=False,
+                    pickle_module=inert_pickle,
+                    mmap=True,
+                )
+            self._files[path] = loaded
+        return self._files[path]
+
+
+class PlainReader(IndependentReader):
+    """Our own reader, for filesystems that cannot map files."""
+
+    @property
+    def concession(self) -> str:
+        """Everything is read by our own reader."""
+        return "read by llamaconv's own reader, because the filesystem cannot map files"
+
+    def _rows(self, name: str, first: int, last: int) -> Tensor:
+        return self._plain_rows(name, first, last)
+
+
+def _can_map(file: Path) -> bool:
+    with file.open("rb") as opened:
+        try:
+            mmap.mmap(opened.fileno(), 1, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ).close()
+        except OSError:
+            return False
+    return True
+
+
+def reader_for(checkpoint: Checkpoint) -> IndependentReader:
+    """Return the reader for the format of ``checkpoint`` and the filesystem that it is on."""
+    reader = READERS[checkpoint.format](checkpoint)
+    if reader.maps_files and not all(map(_can_map, checkpoint.local_files)):
+        return PlainReader(checkpoint)
+    return reader
+
+
+def _files_reader(checkpoint: Checkpoint) -> IndependentReader:
+    if all(file.suffix == ".safetensors" for file in checkpoint.local_files):
+        return SafetensorsReader(checkpoint)
+    return TorchLoadReader(checkpoint)
+
+
+READERS: dict[Format, Callable[[Checkpoint], IndependentReader]] = {
+    "huggingface": _files_reader,
+    "meta": _files_reader,
+    "dcp": DcpLoadReader,
+}
+"""The reader of each format."""
+
+
+class DcpReader(FileSystemReader):
+    """Torch's reader of one checkpoint, with the metadata read once, after ours has checked it.
+
+    Torch does whatever ``.metadata`` says, and reads only what the same torch and Python wrote (see
+    `torch_metadata`). If it cannot read the file, ``dcp.load`` logs a traceback, looks for other
+    files, and then reports those.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read the metadata of the checkpoint in ``folder``; raise `RefusedError` if invalid."""
+        super().__init__(folder)
+        read_metadata(folder)
+        self._metadata = unpickle_metadata(folder)
+
+    def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
+        """Return the metadata that was read."""
+        return self._metadata
+
+
+def load_dcp(reader: DcpReader, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
+    """Load ``tensors`` of a checkpoint, whole, through ``dcp.load``.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        FailedError: Torch failed.
+        OSError: A file cannot be read.
+    """
+    state = {
+        tensor.name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
+        for tensor in tensors
+    }
+    if state:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.distributed is disabled")
+            try:
+                dcp_load(state, storage_reader=reader, no_dist=True)
+            except CheckpointException as wrapped:
+                # A BaseException whose own message is only that some rank failed.
+                cause = next((error for error, _ in wrapped.failures.values()), wrapped)
+                if not isinstance(cause, Exception) or isinstance(cause, OSError):
+                    raise cause from None
+                reason = str(cause).split("\n", maxsplit=1)[0]
+                raise FailedError(
+                    f"{reader.path}: torch's own loader fails on it ({type(cause).__name__}: "
+                    f"{reason}); its files are damaged"
+                ) from wrapped
+    return state

@@ -1,0 +1,188 @@
+"""Check that a target holds what its source says, in every bit and in meaning.
+
+- structure: torch's own loader opens the target. Names, shapes and dtypes are those of the plan,
+  and config.json, params.json and the receipt describe the same model;
+- bits: every element equals the source's. Rows are reordered by index arithmetic that shares no
+  code with the engine;
+- rotated scores: q and k of every layer give the same attention scores at distances above 0, each
+  side with the rotation of its own layout;
+- logits and loss: the reference model on both sides, if it is small enough.
+
+Each figure comes with a control: the same figure for a deliberately wrong conversion, with q and k
+left in (or brought into) the other layout. A round trip cannot see a wrong direction, and scores at
+distance 0 cannot either.
+
+Memory is bounded: a window of whole heads or of rows is compared at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from llamaconv.checkpoint.checkpoint import Checkpoint
+from llamaconv.checkpoint.fused import split_fused
+from llamaconv.checkpoint.hub_address import local, path_or_address
+from llamaconv.checkpoint.huggingface import CONFIG
+from llamaconv.checkpoint.open import open_checkpoint
+from llamaconv.plan.plan import Plan
+from llamaconv.plan.planner import make_plan
+from llamaconv.plan.target import Target, target_like
+from llamaconv.ranks import ALONE, OtherRankError, Ranks
+from llamaconv.report.errors import LlamaconvError, RefusedError
+from llamaconv.report.progress import Progress, no_progress
+from llamaconv.verify.bits_and_scores import Comparison, Findings, not_finite
+from llamaconv.verify.independent_readers import reader_for
+from llamaconv.verify.logits import MOST_BYTES, check_logits
+from llamaconv.verify.receipt_check import check_receipt, receipt_mismatches, verify_receipt
+from llamaconv.verify.results import Check, Verification, checks_from_json, checks_to_json
+from llamaconv.verify.structure import check_structure
+
+# What readers and the disk raise for a side that cannot be read.
+_UNREADABLE = (LlamaconvError, OSError)
+
+
+def verify_checkpoint(
+    target: str | Path, *, source: str | Path | None = None, progress: Progress | None = None
+) -> Verification:
+    """Check a checkpoint against its source, or without one against its own receipt.
+
+    With a source, the layout, dtype and tied head that were asked for come from the receipt of the
+    target. Without a receipt they come from its tensor names and the default options. Without a
+    source, every tensor is read and its digest compared: that finds changes since the conversion,
+    but cannot tell whether the conversion was right.
+
+    Args:
+        target: The folder to check.
+        source: The checkpoint that it was converted from.
+        progress: Called with "verify", the bytes compared so far, and all bytes to compare.
+
+    Returns:
+        All checks, passed or failed.
+
+    Raises:
+        RefusedError: Either cannot be opened or is on the Hub, or the receipt is missing and
+            needed.
+    """
+    for path in (source or target, target):
+        local(path_or_address(path))
+    found = open_checkpoint(target)
+    if source is None:
+        return verify_receipt(found, progress)
+    if found.receipt:
+        expected = Target(**{**asdict(found.receipt.target), "assets": ""})
+        recorded = found.receipt.source.assets
+        if found.receipt.target.assets and recorded and (Path(recorded) / CONFIG).is_file():
+            expected = replace(expected, assets=recorded)
+    else:
+        expected = target_like(found)
+    opened = open_checkpoint(source)
+    if found.receipt and found.receipt.target.assets and not expected.assets:
+        # The parameters came from a folder that is gone.
+        opened = replace(opened, params=found.receipt.params)
+    elif opened.params is None and found.params is not None:
+        # A DCP without a receipt does not have the number of heads; its target does.
+        opened = replace(opened, params=found.params)
+    plan = make_plan(opened, expected)
+    plan.raise_for_errors()
+    verification = verify_plan(plan, Path(target), progress)
+    if found.receipt is None or not verification.ok:
+        return verification
+    # The target's own receipt is compared as well, and reported only if it is wrong. The bits have
+    # just been compared: digests would read a large target once more.
+    receipt = check_receipt(found, progress, digests=found.total_bytes <= MOST_BYTES)
+    wrong = [check.detail for check in receipt if not check.ok]
+    wrong = wrong or receipt_mismatches(found.receipt, plan)
+    if not wrong:
+        return verification
+    failed = Check("receipt", False, float(len(wrong)), None, "; ".join(wrong[:3]))
+    return replace(verification, checks=(*verification.checks, failed))
+
+
+def verify_plan(
+    plan: Plan, folder: Path, progress: Progress | None = None, ranks: Ranks = ALONE
+) -> Verification:
+    """Check that ``folder`` holds what ``plan`` says.
+
+    Several ranks share the bits and the scores, and rank 0 checks the rest. All get one result.
+
+    Args:
+        plan: A plan without errors, whose source can be read.
+        folder: The target.
+        progress: Called with "verify", the bytes compared so far, and all bytes to compare.
+        ranks: The processes that check together.
+    """
+    target, structure = None, None
+    if ranks.first:
+        try:
+            target = _opened(plan, folder)
+            structure = _check_structure(plan, target)
+        except RefusedError as error:
+            nothing = float(len(plan.written))
+            structure = Check("structure", False, nothing, None, error.problems[0].message)
+    checks = _from_first([structure] if structure else [], ranks)
+    if not checks[0].ok:
+        return Verification(tuple(checks))
+    mine = Findings()
+    try:
+        there = reader_for(replace(target or _opened(plan, folder), params=plan.ready()[0]))
+        here = reader_for(plan.source)
+        comparison = Comparison(plan, here, there)
+        mine = comparison.run(progress or no_progress, ranks)
+    except OtherRankError:
+        raise
+    except _UNREADABLE as error:
+        mine.unreadable = _reason(error, plan, folder)
+    findings = [mine]
+    if ranks.size > 1:
+        findings = [Findings.from_json(one) for one in ranks.all_gather(mine.to_json())]
+    for one in findings:
+        if one.unreadable:
+            checks.append(Check("bits", False, float("inf"), None, one.unreadable))
+            return Verification(tuple(checks))
+    tensors, layers = comparison.merge(findings)
+    checks.append(comparison.bits_check(tensors))
+    if not_finite(tensors):
+        # Scores and logits would be NaN too.
+        return Verification(tuple(checks), tuple(layers), tuple(tensors))
+    checks.append(comparison.scores_check(layers))
+    if max(plan.bytes_to_read, plan.bytes_to_write) <= MOST_BYTES:
+        logits: list[Check] = []
+        if ranks.first:
+            try:
+                logits = check_logits(plan, here, there)
+            except _UNREADABLE as error:
+                detail = _reason(error, plan, folder)
+                logits = [Check("logits", False, float("inf"), None, detail)]
+        checks += _from_first(logits, ranks)
+    return Verification(tuple(checks), tuple(layers), tuple(tensors))
+
+
+def _opened(plan: Plan, folder: Path) -> Checkpoint:
+    """Open a target, and take apart what its generation stores together."""
+    return split_fused(open_checkpoint(folder), plan.ready()[0])
+
+
+def _from_first(checks: Sequence[Check], ranks: Ranks) -> list[Check]:
+    """Return rank 0's checks, on every rank."""
+    if ranks.size == 1:
+        return [*checks]
+    return checks_from_json(ranks.broadcast(checks_to_json(checks)))
+
+
+def _reason(error: LlamaconvError | OSError, plan: Plan, folder: Path) -> str:
+    """Return what to report of an error that arose while both sides were read."""
+    if isinstance(error, LlamaconvError):
+        return error.problems[0].message
+    return f"{error.filename or f'{plan.source.path} or {folder}'}: {error.strerror or error}"
+
+
+def _check_structure(plan: Plan, target: Checkpoint) -> Check:
+    """Compare the target with the plan; the control is a target with wrong names."""
+    params, _ = plan.ready()
+    expected = {move.target_name: (move.dtype, move.shape) for move in plan.written}
+    other = "titan-0.2" if plan.target.naming == "titan-0.3" else "titan-0.3"
+    renamed = (move.role and move.role.in_naming(other, move.layer) for move in plan.written)
+    misnamed = tuple(name or "" for name in renamed)
+    return check_structure(target, expected, params, "plan", misnamed)
