@@ -1,27 +1,30 @@
-"""Runs the notebooks on the bundled sample and keeps their outputs; draws the README's pictures.
+"""Run the notebooks on the bundled sample, keep their outputs, and write what is made from them.
 
-    python notebooks/make.py
+    python notebooks/make.py         # the notebooks, the README's picture, the lesson as a page
+    python notebooks/make.py page    # only the page, from notebook 3 as it is
 
-Outputs are committed, so that a notebook reads well where it is only shown. What depends on the
-machine is taken out: where the folder lies, execution times, widget state.
+Outputs are committed, so that the notebooks can be read without running them. What depends on the
+machine is removed: the folder, execution times, widget state.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
+import lesson_page
 import nbformat
 from nbclient import NotebookClient
 
-from llamaconv import convert_checkpoint, figures, lesson, make_plan, open_checkpoint, sample_path
+from llamaconv.notebook import figures
 
 HERE = Path(__file__).parent
 FOLDER = "/home/you/llamaconv/notebooks"
 
 
 def run(path: Path) -> None:
-    """Executes one notebook in its own folder and saves it with neutral outputs."""
+    """Execute one notebook in its own folder, and save it with neutral outputs."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
@@ -35,18 +38,11 @@ def run(path: Path) -> None:
     path.write_text(re.sub(re.escape(str(HERE.resolve())), FOLDER, text).rstrip() + "\n")
 
 
-def draw(folder: Path) -> None:
-    """The pictures of the README, from the sample."""
-    figures.head_layouts(head_dim=16).save(folder / "head-layouts.png")
-    plan = make_plan(open_checkpoint(sample_path()))
-    done = convert_checkpoint(plan, HERE / "converted" / "for-the-readme", overwrite=True)
-    assert done.verification is not None
-    figures.score_errors(done.verification).save(folder / "score-errors.png")
-    maps = lesson.attention_maps(lesson.open_specimen(sample_path()), layer=1, head=0)
-    figures.attention_maps(maps).save(folder / "attention-maps.png")
-
-
 if __name__ == "__main__":
-    for notebook in sorted(HERE.glob("[0-9]-*.ipynb")):
-        run(notebook)
-    draw(HERE / "images")
+    if sys.argv[1:] not in ([], ["page"]):
+        sys.exit("usage: python notebooks/make.py [page]")
+    if not sys.argv[1:]:
+        for notebook in sorted(HERE.glob("[0-9]-*.ipynb")):
+            run(notebook)
+        figures.head_layouts(head_dim=16).save(HERE / "images" / "head-layouts.png")
+    lesson_page.write()
