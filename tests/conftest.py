@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import checkpoints
-import faults
 import pytest
 import torch
+from support import checkpoints, faults, folders
 
 from llamaconv import Target, convert_checkpoint, make_plan, open_checkpoint
-from llamaconv.convert import Conversion
+from llamaconv.convert.convert import Conversion
+
+# The tensors of tests are small: further threads of torch would only wait for each other, and longer
+# the more else runs on the machine. The second line is for kernels and other processes.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
@@ -41,21 +45,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[faults.Server]:
         yield server
 
 
-def load_dcp(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a DCP through torch's own reader, with the dtypes that are stored."""
-    from torch.distributed.checkpoint import FileSystemReader, load
-
-    metadata = FileSystemReader(folder).read_metadata()
-    state = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in metadata.state_dict_metadata.items()
-    }
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.distributed is disabled")
-        load(state, checkpoint_id=folder, no_dist=True)
-    return state
-
-
 @pytest.fixture(name="load_dcp")
 def _load_dcp() -> Callable[[Path], dict[str, torch.Tensor]]:
-    return load_dcp
+    return folders.load_dcp

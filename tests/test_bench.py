@@ -28,7 +28,7 @@ def test_bytes_that_a_child_reads_and_writes_count(tmp_path: Path) -> None:
     assert 20 << 20 <= done.asked < 40 << 20
 
 
-def test_what_would_take_the_last_memory_is_stopped_and_said(monkeypatch) -> None:
+def test_command_that_would_exhaust_memory_is_stopped(monkeypatch) -> None:
     monkeypatch.setattr(measure, "_RESERVE", 1 << 60)
     done = measure.run([sys.executable, "-c", "import time; time.sleep(60)"])
     assert "the machine had no more" in done.failure

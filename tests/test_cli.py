@@ -1,14 +1,17 @@
 """The command line's contract: what it prints where, and its exit status."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import pytest
 import torch
+from support import checkpoints
+from torch.distributed.checkpoint import save
 
 from llamaconv import sample_path
 from llamaconv.cli import main
@@ -19,26 +22,27 @@ def sample() -> str:
     return str(sample_path())
 
 
-def test_help_names_every_option_of_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
+TARGET = "--to --generation --rope --dtype --shards --max-shard-size --tie --assets"
+OPTIONS = {
+    "sample": "",
+    "notebooks": "--open --json",
+    "inspect": "--all --values --tensor --against --json",
+    "compare": "--all --assets --run --json",
+    "plan": f"{TARGET} --json",
+    "convert": f"{TARGET} --as-step-0 --every-step --workers --overwrite --no-verify --quiet --json",
+    "verify": "--run --json",
+}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_has_the_options_of_the_contract_and_no_others(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["convert", "--help"])
+        main([command, "--help"])
     assert ended.value.code == 0
-    text = capsys.readouterr().out
-    for option in [
-        "--to",
-        "--generation",
-        "--rope",
-        "--dtype",
-        "--shards",
-        "--tie",
-        "--as-step-0",
-        "--workers",
-        "--overwrite",
-        "--no-verify",
-        "--quiet",
-        "--json",
-    ]:
-        assert option in text
+    offered = set(re.findall(r"^ +(?:-h, )?(--[a-z0-9-]+)", capsys.readouterr().out, re.MULTILINE))
+    assert offered == {"--help", *OPTIONS[command].split()}
 
 
 def test_sample_then_inspect_then_convert_then_verify(
@@ -52,8 +56,9 @@ def test_sample_then_inspect_then_convert_then_verify(
     assert main(["convert", source, target]) == 0
     said = capsys.readouterr()
     assert "every check passed" in said.out
-    assert "Next:\n# TorchTitan 0.3.0\n" in said.out
-    assert f"--checkpoint.initial_load_path {target}" in said.out
+    *_, wrote, command = said.out.splitlines()
+    assert wrote == f"{target}-train: wrote train.sh and converted_llama.py for TorchTitan 0.3.0"
+    assert command == f"bash {target}-train/train.sh"
     assert "verifying: 1.64 MB of 1.64 MB" in said.err
     assert main(["verify", source, target]) == 0
     assert "rotated scores" in capsys.readouterr().out
@@ -94,6 +99,11 @@ def test_json_is_one_object_and_nothing_else(
     assert done["bytes_read"] == done["bytes_written"] == 1640704
     assert done["seconds"] > 0
     assert target in done["next"]
+    assert f"--hf_assets_path {sample}" in done["next"]
+    assert done["written"] == [
+        f"{target}-train/{name}" for name in ("train.sh", "converted_llama.py")
+    ]
+    assert Path(done["written"][1]).read_text().startswith(done["module"])
 
     verified = run("verify", sample, target)
     assert verified["ok"] is True
@@ -106,7 +116,7 @@ def test_json_is_one_object_and_nothing_else(
 
 
 @pytest.mark.parametrize("command", ["inspect", "plan", "convert", "verify"])
-def test_a_source_that_is_not_there_is_refused(
+def test_missing_source_is_refused(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [command, str(tmp_path / "nowhere")]
@@ -118,11 +128,11 @@ def test_a_source_that_is_not_there_is_refused(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert said[0].startswith("error: ")
-    assert "is not there" in said[0]
+    assert "not found" in said[0]
     assert not (tmp_path / "target").exists()
 
 
-def test_every_problem_is_a_line_and_the_target_untouched(
+def test_every_problem_is_one_line_and_the_target_is_unchanged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = checkpoints.tensors()
@@ -144,9 +154,7 @@ def test_a_plan_with_problems_is_shown_and_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = checkpoints.write(tmp_path / "hf", num_key_value_heads=4)
-    with pytest.raises(SystemExit) as ended:
-        main(["plan", str(folder), "--json"])
-    assert ended.value.code == 2
+    assert main(["plan", str(folder), "--json"]) == 2
     said = capsys.readouterr()
     assert json.loads(said.out)["problems"]
     assert said.err.startswith("error: ")
@@ -161,22 +169,20 @@ def test_a_failed_check_is_status_1(
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(SystemExit) as ended:
-        main(["verify", sample, str(target)])
-    assert ended.value.code == 1
+    assert main(["verify", sample, str(target)]) == 1
     said = capsys.readouterr()
     assert "error: check bits failed: 1 of 820,352 elements differ" in said.err
     assert "✗" in said.out
 
 
-def test_quiet_says_nothing(
+def test_quiet_conversion_prints_nothing(
     sample: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["convert", sample, str(tmp_path / "dcp"), "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
 
-def test_our_own_output_is_not_converted_again(
+def test_target_of_a_conversion_is_not_converted_again(
     sample: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["convert", sample, str(tmp_path / "dcp"), "--quiet"]) == 0
@@ -217,3 +223,65 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
         env={"LLAMACONV_DEBUG": "1", "PATH": ""},
     )
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "latin-1"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=["latin-1", "locale C"],
+)
+def test_output_without_a_sign_for_it_is_replaced(environment: dict[str, str]) -> None:
+    """Neither has a sign for ×; what is found is right and is said with a ?."""
+    done = subprocess.run(
+        [sys.executable, "-m", "llamaconv", "inspect", str(sample_path())],
+        capture_output=True,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    assert b"128 ? 128" in done.stdout or b"\xd7" in done.stdout
+
+
+def test_inspect_of_a_damaged_checkpoint_is_status_2(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source / "model-00002-of-00003.safetensors").unlink()
+    assert main(["inspect", str(source)]) == 2
+    assert "model-00002-of-00003.safetensors: not found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cause", ["size", "head", "empty", "float8"])
+def test_inspect_is_status_2_for_what_every_conversion_refuses(
+    cause: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, changes = checkpoints.tensors(), dict[str, Any]()
+    name = "model.layers.1.mlp.up_proj.weight"
+    if cause == "size":
+        changes["hidden_size"] = 96
+    elif cause == "head":
+        del weights["lm_head.weight"]
+    else:
+        weights[name] = (
+            torch.empty(0) if cause == "empty" else weights[name].to(torch.float8_e4m3fn)
+        )
+    folder = checkpoints.write(tmp_path / "odd", weights, **changes)
+    assert main(["inspect", str(folder), "--json"]) == 2
+    said = capsys.readouterr()
+    (error,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert json.loads(said.out)["problems"] == [error.removeprefix("error: ")]
+    assert main(["convert", str(folder), str(tmp_path / "target")]) == 2
+    assert error in capsys.readouterr().err
+
+
+def test_inspect_is_status_0_for_what_only_a_target_lacks(tmp_path: Path) -> None:
+    weights = checkpoints.tensors()
+    save(weights, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    biased = {**weights, "model.layers.0.self_attn.o_proj.bias": torch.ones(64)}
+    folder = checkpoints.write(tmp_path / "biased", biased)
+    assert main(["inspect", str(tmp_path / "dcp")]) == 0, "no parameters are known"
+    assert main(["inspect", str(folder)]) == 0, "a DCP has no biases"
+    shard = checkpoints.write(tmp_path / "source", weights) / "model-00001-of-00003.safetensors"
+    assert main(["inspect", str(shard)]) == 0, "one file of three"

@@ -2,29 +2,17 @@
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.imported import HEAVY, imported_by
 
 import llamaconv
 
 PACKAGE = Path(llamaconv.__file__).parent
 
 
-def imported_by(code: str) -> set[str]:
-    """Top-level modules that a fresh interpreter has after ``code``."""
-    script = f"{code}\nimport sys; print(*{{name.split('.')[0] for name in sys.modules}})"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    return set(done.stdout.splitlines()[-1].split())
-
-
 LOOK = "import llamaconv; llamaconv.make_plan(llamaconv.open_checkpoint(llamaconv.sample_path()))"
-HEAVY = {"torch", "numpy", "safetensors", "matplotlib", "ipywidgets", "IPython"}
-HEAVY |= {"huggingface_hub", "httpx", "httpx2"}
 
 
 @pytest.mark.parametrize(
@@ -45,80 +33,119 @@ def test_the_test_above_can_fail() -> None:
 
 
 def test_converting_imports_no_pictures() -> None:
-    assert not imported_by("import llamaconv.convert, llamaconv.cli") & {"matplotlib", "ipywidgets"}
+    assert not imported_by("import llamaconv.convert.convert, llamaconv.cli") & {
+        "matplotlib",
+        "ipywidgets",
+    }
 
 
 def test_pictures_and_panels_do_not_wait_for_torch() -> None:
-    assert "torch" not in imported_by("import llamaconv.figures, llamaconv.panels")
-    assert "torch" in imported_by("import llamaconv.panels.lesson"), "the test can fail"
+    assert "torch" not in imported_by(
+        "import llamaconv.notebook.figures, llamaconv.notebook.panels"
+    )
+    assert "torch" in imported_by("import llamaconv.notebook.panels.lesson"), "the test can fail"
 
 
-# Each room may import those before it; a house with one direction has no cycles.
+# A file may import its own room and the rooms before it; a house with one direction has no circle.
 ORDER = [
-    "version problems ranks journal files tables params config params_json keys foreign rope family shell remote scratch pieces piece_reader opened small_files place torch_rows threads compare sample model titan receipt advice",
-    "fused",
-    "formats progress",
-    "plan head assets index_diff browse",
-    "target_check",
-    "planner staging preview agreement",
-    "checks torch_metadata oracles stated",
-    "comparison",
-    "structure",
-    "receipt_check",
-    "verify engine",
+    "report",
+    "sample",
+    "model",
+    "checkpoint",
+    "torchtitan",
+    "plan",
+    "ranks",
+    "verify",
     "convert",
-    "roundtrip damage",
-    "lesson sample_rows",
-    "figures",
     "notebook",
-    "panels",
-    "cli __main__ __init__",
+    "cli",
+    "__main__",
 ]
+# Untrusted bytes are read with the help of these alone.
+UNTRUSTED = {"llamaconv.report", "llamaconv.checkpoint.tensors", "llamaconv.checkpoint.untrusted"}
 
 
-def imports_of(path: Path) -> set[str]:
-    """Rooms of the package that a file imports, lazily or not; type-checking aside."""
-    tree = ast.parse(path.read_text())
-    typing_only = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
-        for node in ast.walk(block)
-    }
-    rooms: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and id(node) not in typing_only:
-            module = node.module or ""
-            if module == "llamaconv":
-                rooms.update(alias.name for alias in node.names)
-            elif module.startswith("llamaconv."):
-                rooms.add(module.split(".")[1])
-    return rooms
+def imports_of(code: str) -> set[str]:
+    """Modules of the package that ``code`` imports: lazily or not, for the type checker too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("llamaconv"):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("llamaconv.")}
+    return found
+
+
+def against_the_order(room: str, code: str) -> list[str]:
+    """The imports of a file of ``room`` that run to the right."""
+    allowed = {*ORDER[: ORDER.index(room) + 1], "__version__"}
+    return sorted(one for one in imports_of(code) if one.split(".")[1] not in allowed)
+
+
+def beyond_untrusted(code: str) -> list[str]:
+    """What a reader of untrusted bytes imports of the package and should not."""
+    return sorted(
+        one for one in imports_of(code) if not any(one.startswith(f"{each}.") for each in UNTRUSTED)
+    )
+
+
+def files() -> list[tuple[str, str]]:
+    """Room and content of every file of the package but its own ``__init__``."""
+    paths = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+    return [
+        (path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path.read_text()) for path in paths
+    ]
 
 
 def test_imports_run_one_way() -> None:
-    floor = {room: number for number, rooms in enumerate(ORDER) for room in rooms.split()}
-    for path in PACKAGE.rglob("*.py"):
-        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        for other in imports_of(path) - {room}:
-            if room in ("sample", "__init__"):
-                continue  # the training script uses the model; the package names all
-            assert floor[other] <= floor[room], f"{room} imports {other}"
+    wrong = {room: found for room, code in files() if (found := against_the_order(room, code))}
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from llamaconv.convert.engine import Engine",
+        "from llamaconv import cli",
+        "import llamaconv.notebook.browse",
+        "def f():\n    from llamaconv.convert import engine",
+        "if TYPE_CHECKING:\n    from llamaconv.convert.engine import Engine",
+    ],
+)
+def test_an_import_the_other_way_is_seen(code: str) -> None:
+    assert against_the_order("verify", code)
+    assert not against_the_order("verify", "from llamaconv.model.names import ROLES")
+
+
+def test_readers_of_untrusted_bytes_import_next_to_nothing() -> None:
+    for path in (PACKAGE / "checkpoint" / "untrusted").glob("*.py"):
+        assert not beyond_untrusted(path.read_text()), path.name
+    assert beyond_untrusted("from llamaconv.checkpoint.reader import PieceReader"), "it can fail"
+    assert beyond_untrusted("from llamaconv.model import names"), "it can fail"
+
+
+def users_of(module: str) -> set[str]:
+    """Folders of the package in which a file imports a library."""
+    return {
+        str(path.relative_to(PACKAGE).parent)
+        for path in PACKAGE.rglob("*.py")
+        if re.search(rf"^\s*(import|from) {module}\b", path.read_text(), re.MULTILINE)
+    }
 
 
 def test_only_figures_draws_and_only_panels_has_controls() -> None:
-    for module, only in (("matplotlib", "figures"), ("ipywidgets", "panels")):
-        users = {
-            path.relative_to(PACKAGE).parts[0]
-            for path in PACKAGE.rglob("*.py")
-            if re.search(rf"^\s*(import|from) {module}", path.read_text(), re.MULTILINE)
-        }
-        assert users == {only}
+    assert users_of("matplotlib") == {"notebook/figures"}
+    assert users_of("ipywidgets") == {"notebook/panels"}
+    assert "convert" in users_of("torch"), "the two above can fail"
 
 
-def test_there_are_ten_public_names_at_most() -> None:
-    assert len(llamaconv.__all__) <= 10
-    for name in llamaconv.__all__:
+def test_public_names_are_exactly_these_ten() -> None:
+    errors = {"FailedError", "RefusedError"}
+    values = {"LlamaParams", "Target", "__version__"}
+    functions = {f"{verb}_checkpoint" for verb in ("open", "convert", "verify")}
+    names = errors | values | functions | {"make_plan", "sample_path"}
+    assert set(dir(llamaconv)) == names == set(llamaconv.__all__)
+    for name in names:
         assert getattr(llamaconv, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         llamaconv.nothing  # noqa: B018

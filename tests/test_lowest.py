@@ -6,7 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from llamaconv.formats import hub
+from llamaconv.checkpoint import hub
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / ".ci" / "lowest"

@@ -1,6 +1,6 @@
 """Nothing but hf:// asks for the network: an audit hook in every Python started sees who does.
 
-The hook (offline/sitecustomize.py) sees sockets that Python opens, whatever the process makes of
+The hook (support/offline/sitecustomize.py) sees sockets that Python opens, whatever the process makes of
 being refused; `netns/test_no_wire.py` sees those of other languages too, and needs root.
 """
 
@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import headless
 import pytest
+from support import headless
+from support.commands import COMMANDS, MODEL
 
-HOOK = Path(__file__).parent / "offline"
-MODEL = "hf://org/model"
+HOOK = Path(__file__).parent / "support" / "offline"
 
 
 @pytest.fixture
@@ -40,19 +40,26 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-# What README's "Five minutes" does, and the way to Meta's files.
-COMMANDS = """\
-sample tiny
-inspect tiny
-plan tiny
-convert tiny dcp
-verify tiny dcp
-convert dcp hf
-convert hf meta --to meta
-verify meta"""
-
-
 def test_no_command_on_folders_asks_for_the_network(trace: Path, tmp_path: Path) -> None:
+    """All commands in one process, since it is the imports that take the time."""
+    code = (
+        "from llamaconv.cli import main\n"
+        f"for command in {COMMANDS.splitlines()}:\n"
+        "    assert main(command.split()) == 0, command\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    pythons, wanted = asked(trace)
+    assert pythons >= 1
+    assert not wanted
+
+
+@pytest.mark.thorough
+def test_no_command_in_a_process_of_its_own_asks_for_the_network(
+    trace: Path, tmp_path: Path
+) -> None:
     commands = COMMANDS.splitlines()
     for command in commands:
         done = run(tmp_path, *command.split())
@@ -62,6 +69,7 @@ def test_no_command_on_folders_asks_for_the_network(trace: Path, tmp_path: Path)
     assert not wanted
 
 
+@pytest.mark.thorough
 def test_no_notebook_on_folders_asks_for_the_network(trace: Path, tmp_path: Path) -> None:
     done = headless.run("4-convert.ipynb", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -76,6 +84,7 @@ def test_a_repository_of_the_hub_is_seen_to_ask(trace: Path, tmp_path: Path) -> 
     assert any("getaddrinfo" in line and "huggingface.co" in line for line in asked(trace)[1])
 
 
+@pytest.mark.thorough
 def test_a_notebook_on_the_hub_is_seen_to_ask(trace: Path, tmp_path: Path) -> None:
     done = headless.run("1-browse-index.ipynb", tmp_path, f"source={MODEL}")
     assert done.returncode != 0

@@ -1,41 +1,121 @@
-"""The README's claims that code can check: paths, options, choices, commands."""
+"""What code can check of the README and its neighbours: links, the address, commands, options."""
 
+import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from llamaconv.cli import main
-from llamaconv.keys import GENERATIONS, NAMINGS
-from llamaconv.pieces import WEIGHT_DTYPES
-from llamaconv.plan import CHOICES
+from llamaconv.model.names import GENERATIONS, NAMINGS
+from llamaconv.plan.target import CHOICES
+from llamaconv.sample import write_sample
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+TEXTS = {
+    name: (ROOT / name).read_text()
+    for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+}
+README = TEXTS["README.md"]
+ROOMS = {init.parent.name: init for init in (ROOT / "llamaconv").glob("*/__init__.py")}
+ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 
 
-def test_every_path_exists() -> None:
-    paths = re.findall(r"\]\((?!http)([^)]+)\)", README) + re.findall(
-        r"notebooks/[\w./-]+\w", README
-    )
-    assert len(paths) >= 4
-    for path in paths:
-        assert (ROOT / path).exists(), path
+def blocks(language: str) -> list[str]:
+    """The README's blocks of code in a language; "" for output."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == language]
 
 
-def test_the_options_table_is_that_of_the_code(capsys: pytest.CaptureFixture[str]) -> None:
-    for option in ("to", "generation", "rope", "dtype", "tie"):
-        choices = " \\| ".join(CHOICES[option])
-        assert f"`--{option} {choices}`" in README
+def headings(text: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a text."""
+    found = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_link_and_every_path_exists(name: str) -> None:
+    text = TEXTS[name]
+    for link in re.findall(r"\]\((?!https?://)([^)]+)\)", text):
+        path, _, anchor = link.partition("#")
+        assert (ROOT / path).exists(), link
+        assert not anchor or anchor in headings(TEXTS[path or name]), link
+    for path in re.findall(r"(?<![\w/.])(?:notebooks|tests|binder|\.ci)/[\w./*-]*\w", text):
+        assert any(ROOT.glob(path)), path
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_module_that_is_named_exists(name: str) -> None:
+    for path in re.findall(r"`([a-z]+/[\w/.]*)`", TEXTS[name]):
+        if path.partition("/")[0] in ROOMS:
+            assert (ROOT / "llamaconv" / path).exists(), path
+
+
+def mentions(text: str) -> list[str]:
+    """``OWNER/NAME`` wherever a text names this repository: badge, clone line, or an address."""
+    badges = re.findall(r"mybinder\.org/v2/gh/([^/\s]+/[^/\s]+)/", text)
+    clones = re.findall(r"git clone https://github\.com/([^/\s]+/[^/\s]+)", text)
+    addresses = re.findall(r"github\.com[/:]([^/\s]+/llamaconv)\b", text)
+    return badges + clones + addresses
+
+
+def test_every_mention_of_the_repository_is_the_address_in_pyproject() -> None:
+    here = ADDRESS.removeprefix("https://github.com/")
+    assert len(mentions(README)) >= 3, "badge, clone line and its address"
+    others = [
+        *TEXTS.values(),
+        (ROOT / "pyproject.toml").read_text(),
+        *(path.read_text() for path in (ROOT / "binder").iterdir()),
+        *(path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb")),
+    ]
+    assert {each for text in others for each in mentions(text)} == {here}
+
+
+def test_a_moved_repository_is_noticed() -> None:
+    moved = README.replace(ADDRESS, "https://github.com/someone/else")
+    assert set(mentions(moved)) > {"someone/else"}
+
+
+def test_there_are_two_commands_for_all_the_set_up() -> None:
+    commands = [line for line in README.splitlines() if line.startswith("pip install")]
+    assert len(commands) == 2
+
+
+def offered(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    """The options that a command's help names."""
     with pytest.raises(SystemExit):
-        main(["convert", "--help"])
-    offered = set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out)) - {
-        "--help",
-        "--to",
-        "--json",
+        main([command, "--help"])
+    return set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
+
+
+def test_the_options_are_those_of_the_code(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("to", "generation", "dtype"):
+        choices = " \\| ".join(CHOICES[option])
+        assert f"| `--{option} {choices}` |" in README
+    table = set(re.findall(r"^\| `(--[a-z0-9-]+)", README, re.MULTILINE))
+    assert len(table) == 5
+    assert table <= offered("plan", capsys)
+    in_prose = set(re.findall(r"`(--[a-z0-9-]+)`", README))
+    assert table | in_prose <= offered("convert", capsys)
+
+
+def test_the_commands_are_those_of_the_code(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = "\n".join(blocks("sh")).replace("\\\n", "").splitlines()
+    commands = [found for line in lines if (found := re.search(r"\bllamaconv (\w+) (.*)", line))]
+    assert len(commands) >= 6
+    for name, words in (command.groups() for command in commands):
+        assert set(re.findall(r"--[a-z0-9-]+", words)) <= offered(name, capsys)
+
+
+def test_the_rooms_are_the_folders_by_the_first_line_of_their_docstrings() -> None:
+    table = dict(re.findall(r"^\| `llamaconv/(\w+)/` \| (.+) \|$", README, re.MULTILINE))
+    docstrings = {
+        room: ast.get_docstring(ast.parse(init.read_text())) for room, init in ROOMS.items()
     }
-    documented = set(re.findall(r"`(--[a-z0-9-]+)", README)) - {"--json"}
-    assert offered <= documented
+    assert table == {
+        room: text and text.splitlines()[0].removesuffix(".") for room, text in docstrings.items()
+    }
 
 
 def test_every_generation_is_named() -> None:
@@ -44,62 +124,16 @@ def test_every_generation_is_named() -> None:
         assert f"`{generation}`" in README
 
 
-# What holds each row of the table of supported things: a word of the row, and the test of it.
-SUPPORTED = {
-    "Hugging Face": {
-        "shards with or without an index": "test_one_file_no_index_one_of_one_and_several",
-        "pytorch_model*.bin": "test_there_and_back",
-        "transformers 4 or 5": "test_scaling_in_both_spellings",
-        "HuggingFaceStorageWriter": "test_what_torch_writes_for_hugging_face_is_a_source",
-        "tokenizer and generation config": "test_tokenizer_and_generation_config_come_along",
-    },
-    "Hub": {
-        "with or without an index": "test_one_file_and_files_without_an_index",
-        "with a token": "test_the_token_goes_to_the_hub_and_not_where_it_leads",
-        "commit": "test_everything_is_read_at_the_commit_that_was_listed",
-        "Other formats": "test_other_formats_are_named_with_the_way_to_them",
-    },
-    "Meta": {
-        "one or several": "test_there_and_back_equal_to_the_bit",
-        "original/": "test_to_a_dcp_nothing_is_reordered",
-        "by columns": "test_embedding_columns_and_rows_are_told_apart",
-    },
-    "DCP": {
-        "titan-0.3": "test_every_generation",
-        "columns": "test_rows_columns_and_both_come_back",
-        "fused": "test_fused_qkv_and_names_of_transformers",
-        "trainer's state": "test_trainer_state_is_passed_by",
-    },
-    "attention": {
-        "MQA": "test_every_kind_of_attention_equal_to_the_bit",
-        "wider": "test_every_chain_ends_with_the_bits",
-    },
-    "head": {
-        "tied and absent": "test_tied_and_absent_is_written_from_the_embedding",
-        "tied and stored": "test_tied_and_equal_is_kept",
-    },
-    "RoPE": {
-        "Llama 3 scaling": "test_every_chain_ends_with_the_bits",
-        "half_split": "test_half_split_keeps_the_rows",
-    },
-    "dtype": {"overflows": "test_values_that_overflow_are_an_error"},
-    "chunks": {"row chunks": "test_row_chunks_are_those_of_torch_chunk"},
-}
-
-
-def test_every_row_of_what_is_supported_is_held_by_a_test_of_it() -> None:
-    table = README.split("## What is supported")[1].split("\n\nAny source")[0]
-    rows = dict(re.findall(r"^\| ([\w ]+) \| (.+) \|$", table, re.MULTILINE))
-    assert rows.keys() == SUPPORTED.keys()
-    tests = "\n".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
-    for row, held in SUPPORTED.items():
-        for words, test in held.items():
-            assert words in rows[row], f"{row}: {words}"
-            assert f"def {test}" in tests, test
-    for dtype in (*WEIGHT_DTYPES, *CHOICES["dtype"][1:]):
-        assert dtype in rows["dtype"]
-
-
-def test_there_are_two_commands_for_all_the_set_up() -> None:
-    commands = [line for line in README.splitlines() if line.startswith("pip install")]
-    assert len(commands) == 2
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_sample("Llama-3.1-8B")
+    names: dict[str, object] = {}
+    (example,) = blocks("python")
+    exec(example, names)
+    # The block of output is that of the sample, and so is this.
+    printed = names["done"].verification.table()  # type: ignore[attr-defined]
+    (output,) = blocks("")
+    assert [line[:17] for line in output.splitlines()] == [
+        line[:17] for line in str(printed).splitlines()
+    ]
+    assert output.splitlines()[1].split() == str(printed).splitlines()[1].split()

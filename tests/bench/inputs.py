@@ -13,9 +13,9 @@ from dataclasses import replace
 from math import prod
 from pathlib import Path
 
-from llamaconv import keys
-from llamaconv.config import to_config
-from llamaconv.params import LlamaParams, RopeScaling
+from llamaconv.model.config_json import to_config
+from llamaconv.model.names import every_role
+from llamaconv.model.params import LlamaParams, RopeScaling
 
 _SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
 _8B = LlamaParams(
@@ -77,7 +77,7 @@ def write(
 
 
 def _tensors(params: LlamaParams) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for role, layer in keys.every(params):
+    for role, layer in every_role(params):
         name = role.in_naming("huggingface", layer)
         if name and not (params.tied and role.name == "output"):
             yield name, role.shape(params)

@@ -40,7 +40,7 @@ CONVERT = """
 import functools, shutil, sys
 from xxhash import xxh3_128_digest
 from llamaconv.cli import main
-from llamaconv.formats.output import Output
+from llamaconv.convert.output import Output
 
 ask, write = shutil.disk_usage, Output.write
 shutil.disk_usage = lambda path: ask(path)._replace(free=1 << 62)
@@ -105,7 +105,7 @@ def _peaks(run: measure.Measurement) -> report.Row:
 
 def idle() -> measure.Measurement:
     """What an interpreter takes that has only imported the engine; the rest is the conversion's."""
-    imports = "import llamaconv.convert, torch.distributed.checkpoint as d; d.save"
+    imports = "import llamaconv.convert.convert, torch.distributed.checkpoint as d; d.save"
     return measure.run([sys.executable, "-c", f"{imports}; import time; time.sleep(0.2)"])
 
 

@@ -167,7 +167,7 @@ def nbytes(n: int) -> str:
 
 def picture(about: Row, rows: Sequence[Row]) -> Any:
     """A point a program with the range of its pairs, the copy a line; failures named at its side."""
-    from llamaconv.figures.picture import drawing, picture
+    from llamaconv.notebook.figures.picture import drawing, picture
 
     shown = [title for title in TITLES if any(row["direction"] == title for row in rows)]
     groups = [[row for row in rows if row["direction"] == direction] for direction in shown]

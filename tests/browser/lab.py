@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, sync_playwright
+from nbconvert import HTMLExporter
+from playwright.sync_api import Browser, Locator, Page, Route, sync_playwright
 
 CHROMIUM = [
     "--no-sandbox",
@@ -44,9 +45,10 @@ PROMPTS = """[...document.querySelectorAll('.jp-CodeCell')]
 class Lab:
     """One notebook in a page of its own; ``cell`` finds the code cell whose text has some words."""
 
-    def __init__(self, browser: Browser, address: Address, pictures: Path) -> None:
+    def __init__(self, browser: Browser, address: Address, folder: Path, pictures: Path) -> None:
         self.browser = browser
         self.address = address
+        self.folder = folder
         self.pictures = pictures
         self.page = browser.new_page()
 
@@ -81,6 +83,18 @@ class Lab:
             "document.querySelector(\"[data-mime-type='application/vnd.jupyter.error']\")"
         )
 
+    @contextmanager
+    def exported(self, notebook: Path, folder: Path) -> Iterator[Page]:
+        """nbconvert's HTML of a notebook, written to ``folder``, in a page without a network."""
+        html, _ = HTMLExporter().from_filename(str(notebook))
+        path = folder / f"{notebook.stem}.html"
+        path.write_text(html)
+        page = self.browser.new_page(viewport={"width": 1000, "height": 900})
+        page.route("**/*", only_files)
+        page.goto(path.as_uri())
+        yield page
+        page.close()
+
     def menu(self, *labels: str) -> None:
         """Choose an entry of the menu bar by its labels, from the bar on."""
         dialog = self.page.locator(".jp-Dialog")
@@ -90,6 +104,12 @@ class Lab:
         for label in inner:
             self.page.hover(f".lm-Menu-itemLabel:text-is('{label}')")
         self.page.click(f".lm-Menu-itemLabel:text-is('{last}')")
+
+    def command(self, label: str) -> None:
+        """Choose a command from the palette by its label."""
+        self.page.keyboard.press("Control+Shift+c")
+        self.page.locator(".lm-CommandPalette-input").fill(label)
+        self.page.locator(f".lm-CommandPalette-itemLabel:has-text('{label}')").first.click()
 
     def errors(self) -> list[str]:
         mimes = ("application/vnd.jupyter.error", "application/vnd.jupyter.stderr")
@@ -118,6 +138,14 @@ class Lab:
             self.page.wait_for_timeout(3000)
             self.page.screenshot(path=self.pictures / f"{name}-{theme.lower()}.png")
         self.page.set_viewport_size({"width": 1300, "height": 1200})
+
+
+def only_files(route: Route) -> None:
+    """A network that is off: the handler of a page's requests."""
+    if route.request.url.startswith(("file:", "data:")):
+        route.continue_()
+    else:
+        route.abort()
 
 
 def changed(output: Locator, before: str) -> None:

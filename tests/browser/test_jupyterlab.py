@@ -31,7 +31,7 @@ def test_every_control_works_by_keyboard_and_changes_what_is_shown(ran: tuple[st
     for number in range(panels.count()):
         panel = panels.nth(number)
         panel.scroll_into_view_if_needed()
-        output = panel.locator(".widget-html").first
+        output = panel.locator(".widget-html.jp-RenderedHTMLCommon").first
         for kind, selector, pressed in (
             ("slider", ".noUi-handle", ["ArrowRight"]),
             ("dropdown", "select", ["End"]),
@@ -57,14 +57,14 @@ def test_the_converter_by_keyboard(lab: Lab) -> None:
     lab.open("4-convert.ipynb")
     lab.run_all()
     panel = lab.cell("panel = ConvertPanel(").locator(".widget-vbox").first
-    output = panel.locator(".widget-html").first
+    output = panel.locator(".widget-html.jp-RenderedHTMLCommon").first
     button = panel.locator("button:has-text('Convert')")
     before = output.inner_html()
     target, shards = (panel.locator("input[type=text]").nth(n) for n in (0, 1))
     shards.fill("none")
     lab.page.keyboard.press("Enter")
     changed(output, before)
-    assert "shards is 'none'; int was expected" in output.inner_text()
+    assert "shards must be int; got 'none'" in output.inner_text()
     assert button.is_disabled()
     shards.fill("2")
     lab.page.keyboard.press("Enter")

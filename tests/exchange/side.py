@@ -1,9 +1,10 @@
 """Run by each Python of `test_exchange`: write checkpoints, or read those of another torch.
 
-    python side.py save SAMPLE.safetensors FOLDER    # by torch alone: whole, sharded, with an optimizer
-    python side.py load SAMPLE.safetensors FOLDER    # by torch alone, and compare every tensor
+    python side.py save SAMPLE.pt FOLDER    # by torch alone: whole, sharded, with an optimizer
+    python side.py load SAMPLE.pt FOLDER    # by torch alone, and compare every tensor
 
-SAMPLE.safetensors holds the tensors by TorchTitan's names. Needs torch and safetensors.
+SAMPLE.pt holds the tensors by TorchTitan's names, as torch saves them: an environment of TorchTitan
+need not have safetensors.
 """
 
 import os
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import load_file
 from torch import Tensor
 
 RANKS = 2
@@ -62,5 +62,5 @@ if __name__ == "__main__":
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     warnings.simplefilter("ignore")
     mode, sample, target = sys.argv[1:]
-    {"save": save, "load": load}[mode](load_file(sample), Path(target))
+    {"save": save, "load": load}[mode](torch.load(sample, weights_only=True), Path(target))
     print(f"{mode}: torch {torch.__version__}, Python {sys.version.split()[0]}")

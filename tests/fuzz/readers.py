@@ -6,7 +6,7 @@
 TARGET is one of `TARGETS`. Seeds are made by code in a temporary folder. What a reader may do
 with any bytes is to return, or to raise `RefusedError` (``ValueError`` where its docstring says
 so); everything else ends the run, and libFuzzer leaves the input as ``crash-…``. What was found
-so far is in ``tests/test_fuzz_findings.py``, its bytes made by code.
+so far is in ``tests/checkpoint/untrusted/test_fuzz_findings.py``, its bytes made by code.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 with atheris.instrument_imports(
     include=["llamaconv", "json", "zipfile", "pickletools"],
 ):
-    import checkpoints
-    import damages
     import torch
     from safetensors.torch import save_file
+    from support import checkpoints, damages
     from torch.distributed.checkpoint import save
 
-    from llamaconv import RefusedError, Target, convert_checkpoint, make_plan, receipt
-    from llamaconv.config import from_config
-    from llamaconv.files import json_object
-    from llamaconv.formats import dcp, huggingface, safetensors_header, torch_archive, torch_file
-    from llamaconv.index_diff import index_diff
-    from llamaconv.opened import Checkpoint
-    from llamaconv.params_json import from_params_json
+    from llamaconv import RefusedError, Target, convert_checkpoint, make_plan
+    from llamaconv.checkpoint import dcp, huggingface, receipt
+    from llamaconv.checkpoint.checkpoint import Checkpoint
+    from llamaconv.checkpoint.huggingface_index import index_diff
+    from llamaconv.checkpoint.untrusted import safetensors_header, torch_archive, torch_file
+    from llamaconv.checkpoint.untrusted.files import json_object
+    from llamaconv.model.config_json import from_config
+    from llamaconv.model.params_json import from_params_json
 
 PLACE = Path(tempfile.mkdtemp(prefix="llamaconv-fuzz-", dir="/dev/shm"))
 SHAPES = {"tok_embeddings": (80, 64), "wq": (64, 64), "w1": (96, 64)}
@@ -60,12 +60,12 @@ def header_bytes(content: bytes) -> None:
 
 def metadata(content: bytes) -> None:
     (PLACE / "dcp" / ".metadata").write_bytes(content)
-    _shown(dcp.open_folder(PLACE / "dcp"))
+    _shown(dcp.open_dcp(PLACE / "dcp"))
 
 
 def torch_header(content: bytes) -> None:
     (PLACE / "x.bin").write_bytes(content)
-    torch_file.read_header(PLACE / "x.bin")
+    torch_file.read_torch_header(PLACE / "x.bin")
 
 
 def archive(content: bytes) -> None:
@@ -97,13 +97,14 @@ def receipt_json(content: bytes) -> None:
 
 def index(content: bytes) -> None:
     (PLACE / "hf" / huggingface.INDEX).write_bytes(content)
-    checkpoint = huggingface.open_folder(PLACE / "hf")
+    checkpoint = huggingface.open_huggingface(PLACE / "hf")
     _shown(checkpoint)
     str(index_diff(checkpoint))
 
 
 def _shown(checkpoint: Checkpoint) -> None:
     str(checkpoint.table())
+    str(checkpoint.folded())
     json.dumps(checkpoint.to_json())
     plan = make_plan(checkpoint, Target(to="meta"))
     str(plan.table())
@@ -159,7 +160,7 @@ def seeds(target: str) -> list[bytes]:
 
 
 def dcp_source(folder: Path) -> Checkpoint:
-    return huggingface.open_folder(folder)
+    return huggingface.open_huggingface(folder)
 
 
 def mutate_json(content: bytes, most: int, seed: int) -> bytes:

@@ -38,11 +38,13 @@ class Kind:
     rope_scaling: dict[str, Any] | None = None
     tied: bool = False
     dtype: str = "float32"
+    vocabulary: int = VOCABULARY
 
     def params(self) -> dict[str, Any]:
         """The same in the words of titan_models.py."""
-        shape = asdict(self) | {"vocab_size": VOCABULARY, "max_seq_len": POSITIONS}
+        shape = asdict(self) | {"max_seq_len": POSITIONS}
         del shape["dtype"]
+        shape["vocab_size"] = shape.pop("vocabulary")
         return shape
 
 
@@ -61,7 +63,7 @@ def save(kind: Kind, folder: Path, seed: int) -> Path:
     """Writes a random model of this kind as transformers does."""
     scaling = {"rope_type": "llama3"} | kind.rope_scaling if kind.rope_scaling else None
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=kind.vocabulary,
         hidden_size=kind.dim,
         intermediate_size=kind.ffn_dim,
         num_hidden_layers=kind.n_layers,

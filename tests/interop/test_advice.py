@@ -1,7 +1,7 @@
-"""llamaconv's advice is executed as it is printed, and computes what transformers computes.
+"""llamaconv's advice is executed as it is written, and computes what transformers computes.
 
-The idea: no stock flavour fits these models, so `llamaconv convert` prints a module that defines each
-and a command that names it. TorchTitan's own code reads both, builds the model, loads the DCP. Beside
+The idea: no stock flavour fits these models, so `llamaconv convert` writes a module that defines each
+and a script that names it. TorchTitan's own code reads both, builds the model, loads the DCP. Beside
 each agreement stands the figure for the same weights described wrongly in one place. The limit: small
 models, one process, fp32, a CPU. There FlexAttention, which 0.3.0's module asks for, runs uncompiled,
 and in training, where it has no backward pass, dense attention under its mask stands in: advice_side.py
@@ -9,6 +9,7 @@ does that, and leaves the module's text alone.
 """
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from titan_env import Titan, together
 from titan_training import write_corpus
 
 from llamaconv.sample import held_out_text, sample_path, write_sample
+from llamaconv.torchtitan.module import NAME as MODULE
 
 LIMIT = 1e-4  # between two programs in fp32: for logits of up to 20, and for nats a token
 FAR = 100 * LIMIT  # what a wrong description must exceed
@@ -37,6 +39,17 @@ LLAMA_3_2 = Kind(
     dtype="bfloat16",
 )
 ONE_LAYER = replace(LLAMA_3_2, dim=64, n_layers=1, n_heads=4, n_kv_heads=1, rope_scaling=FACTOR_32)
+# The stock flavour debugmodel, but for its weights.
+STOCK_KIND = Kind(
+    dim=256,
+    n_layers=6,
+    n_heads=16,
+    n_kv_heads=16,
+    head_dim=16,
+    ffn_dim=768,
+    rope_scaling=LLAMA_3_1,
+    vocabulary=2048,
+)
 SEED = 32
 SAMPLE, SCALED, FAR_OUT, WIDE = "sample", "factor 32", "factor 32 at 2048 positions", "wide"
 UNSCALED = (SAMPLE, WIDE)  # no model with a rotate-half RoPE has Llama 3's scaling
@@ -50,6 +63,7 @@ STOCK_SCALING = {
     'scaling="none"': 'scaling="llama"',
 }
 LOGITS, FROM_PATH, FROM_STEP_0 = "logits", "initial_load_path", "step-0"
+STOCK, UNCONVERTED = "stock", "stock, not converted"
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,11 @@ def advice(titan: Titan, models: dict[str, Model]) -> dict[str, dict[str, Advice
 
 
 @pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(STOCK_KIND, tmp_path_factory.mktemp("stock") / "model", seed=SEED)
+
+
+@pytest.fixture(scope="module")
 def asked(models: dict[str, Model], advice: dict[str, dict[str, Advice]]) -> dict[Key, Asked]:
     """Each conversion in the model that is advised for it, and in one described wrongly.
 
@@ -106,8 +125,12 @@ def asked(models: dict[str, Model], advice: dict[str, dict[str, Advice]]) -> dic
 def with_stock_scaling(advice: Advice) -> Advice:
     places = [said for said in STOCK_SCALING if said in advice.module]
     assert len(places) == 1 and advice.module.count(places[0]) == 1, advice.module
-    module = advice.module.replace(places[0], STOCK_SCALING[places[0]])
-    return replace(advice, module=module)
+    assert advice.script
+    folder = advice.script.parent
+    folder = shutil.copytree(folder, folder.with_name(f"{folder.name}, described wrongly"))
+    module = (folder / MODULE).read_text().replace(places[0], STOCK_SCALING[places[0]])
+    (folder / MODULE).write_text(module)
+    return replace(advice, script=folder / advice.script.name)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +139,7 @@ def ran(
     models: dict[str, Model],
     advice: dict[str, dict[str, Advice]],
     asked: dict[Key, Asked],
+    stock: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
     """All the logits, and a first training step from each kind of advice that this release has."""
@@ -124,12 +148,14 @@ def ran(
         FROM_PATH: advice[INTERLEAVED][SCALED],
         FROM_STEP_0: advised(titan, models[SCALED].folder, "dump", "--as-step-0"),
         HALF_SPLIT: advice[HALF_SPLIT][SAMPLE],
+        STOCK: advised(titan, stock, "stock"),
     }
+    begun[UNCONVERTED] = begun[STOCK]
 
     def work(name: str) -> Any:
         if name == LOGITS:
             return titan_logits(titan, asked)
-        return train(titan, begun[name], corpus, name)
+        return train(titan, begun[name], corpus, name, converted=name != UNCONVERTED)
 
     return together(work, [LOGITS, *(name for name in begun if begun[name].command)])
 
@@ -181,7 +207,7 @@ def test_rows_kept_half_split_have_a_rotate_half_model_in_0_3_only(
 
 
 def refused(advice: Advice, why: str) -> None:
-    assert (advice.command, advice.module) == ("", "")
+    assert (advice.command, advice.module, advice.script) == ("", "", None)
     assert any(why in note for note in advice.notes), advice.notes
 
 
@@ -221,3 +247,17 @@ def begins_at_the_loss_of(folder: Path, wrong: Path, titan: Titan, start: Start)
     assert f"Loading the checkpoint from {start.advice.dcp}" in start.printed
     assert abs(found - expected) <= LIMIT
     assert abs(found - otherwise) > FAR
+
+
+@pytest.mark.parametrize("name", [STOCK, UNCONVERTED])
+def test_stock_flavour_starts_from_the_dcp_and_from_the_hugging_face_folder(
+    stock: Path, ran: dict[str, Any], name: str
+) -> None:
+    start: Start = ran[name]
+    place = start.advice.dcp if name == STOCK else stock
+    assert start.advice.script
+    assert not start.advice.module
+    assert f"Loading the checkpoint from {place}" in start.printed
+    found, expected = start.step["loss"], loss(stock, start.step)
+    print(f"{name}, step 1: loss {found:.6f}, transformers {expected:.6f}")
+    assert abs(found - expected) <= LIMIT

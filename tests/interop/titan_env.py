@@ -25,7 +25,7 @@ import torch
 from llamaconv.cli import main
 
 HERE = Path(__file__).parent
-RUNTIME_0_2 = "torchdata datasets tokenizers tyro tensorboard triton"
+RUNTIME_0_2 = "torchdata datasets tokenizers tyro tensorboard triton safetensors"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Release:
 
 
 RELEASES = [
-    # Neither declares triton, which both import. Of what 0.2.2 declares, Llama 3 needs only these.
+    # Neither declares triton, which both import. Of what 0.2.2 declares, Llama 3 needs only these, with
+    # safetensors for a start from a Hugging Face folder.
     Release("0.2.2", "titan-0.2", (RUNTIME_0_2, "--no-deps torchtitan==0.2.2")),
     Release("0.3.0", "titan-0.3", ("torchtitan==0.3.0 triton",)),
 ]

@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import headless
-from test_no_network import COMMANDS, MODEL
+from support import headless
+from support.commands import COMMANDS, MODEL
 
 # Two ends of a cable in one namespace. Without IPv6, whose interfaces send when they come up.
 APART = """\

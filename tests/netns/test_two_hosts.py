@@ -15,12 +15,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import checkpoints
 import pytest
+from support import checkpoints
 
 from llamaconv import convert_checkpoint, make_plan, open_checkpoint
 
-SIDE = Path(__file__).parents[1] / "ranks_side.py"
+SIDE = Path(__file__).parents[1] / "support" / "ranks_side.py"
 
 
 def ip(*words: str) -> None:
@@ -48,15 +48,17 @@ def hosts() -> Iterator[list[str]]:
 
 
 class Run:
-    """A conversion by two hosts with one rank each; ``fault`` as in ranks_side.py."""
+    """A conversion by two hosts with ``each`` ranks per host; ``fault`` as in ranks_side.py."""
 
-    def __init__(self, hosts: list[str], home: Path, fault: str, *arguments: object) -> None:
+    def __init__(
+        self, hosts: list[str], home: Path, fault: str, *arguments: object, each: int = 1
+    ) -> None:
         self.notes = home / "notes"
         self.notes.mkdir()
         self.sides = []
         for number, name in enumerate(hosts):
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
-            torchrun += ["--node-rank", str(number), "--nproc-per-node", "1"]
+            torchrun += ["--node-rank", str(number), "--nproc-per-node", str(each)]
             torchrun += ["--master-addr", "10.231.77.1", "--master-port", "29400"]
             words = [*torchrun, SIDE, self.notes, fault, "convert", *arguments]
             apart = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -151,18 +153,50 @@ def test_a_rank_killed_on_one_host_ends_the_other(
     statuses, errors = run.end()
     assert statuses == [1, 1]
     said = [line for side in errors for line in side]
-    assert len(said) == 1 and re.search(rf"rank {rank}\b.*(no sign of life|has gone)", said[0])
+    assert len(said) == 1 and re.search(rf"rank {rank}\b.*(no sign of life|was lost)", said[0])
     assert not (tmp_path / "target").exists()
     assert (tmp_path / "target.llamaconv-partial").exists() == (rank == 0)
 
 
-def test_a_cut_cable_ends_both(hosts: list[str], source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_rank_is_reported_by_its_host_before_the_other_notices(
+    hosts: list[str], source: Path, tmp_path: Path, rank: int
+) -> None:
+    run = Run(hosts, tmp_path, "slow", source, tmp_path / "target", "--shards", 40, each=2)
+    wait_for_files(tmp_path / "target.llamaconv-partial")
+    os.kill(pid_of(tmp_path, rank), signal.SIGKILL)
+    statuses, errors = run.end()
+    assert statuses == [1, 1]
+    assert len(errors[0]) == 1 and not errors[1]
+    # Not after 15 s, as the other host would notice it: torchrun's SIGTERM made its host look.
+    assert f"rank {rank} on host-a has died: no sign of life for 3 s" in errors[0][0]
+
+
+@pytest.fixture
+def few_retries(hosts: list[str]) -> None:
+    """The kernel of the second host gives up a connection after 25 seconds, not after 15 minutes.
+
+    By then, rank 0 has noticed the silence and removed the folder that rank 1 writes to.
+    """
+    path = "/proc/sys/net/ipv4/tcp_retries2"
+    done = subprocess.run(
+        ["ip", "netns", "exec", hosts[1], "sh", "-c", f"echo 6 > {path} && cat {path}"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "6", done.stderr
+
+
+def test_a_cut_cable_ends_both(
+    hosts: list[str], few_retries: None, source: Path, tmp_path: Path
+) -> None:
     run = Run(hosts, tmp_path, "slow", source, tmp_path / "target", "--shards", 40)
     wait_for_files(tmp_path / "target.llamaconv-partial")
     cable = f"lc{os.getpid() % 100000}b"
     ip("-n", hosts[1], "link", "set", cable, "down")
     statuses, errors = run.end()
     assert all(statuses)
-    assert "rank 1 on host-b has given no sign of life" in errors[0][0]
-    assert "which keeps the store" in errors[1][0]
+    assert "rank 1 on host-b has died: no sign of life for 15 s" in errors[0][0]
+    # The second host has lost the store, and waits for as long as its kernel does.
+    assert len(errors[1]) == 1 and "which keeps the store" in errors[1][0]
     assert not (tmp_path / "target").exists()

@@ -1,0 +1,1 @@
+"""What several tests share: checkpoints, readers, damage, servers, and scripts that tests start."""
