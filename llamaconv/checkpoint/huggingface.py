@@ -288,6 +288,17 @@ class HuggingFaceOpener:
                 f"that, {remedy}"
             )
             self.problems[at] = replace(self.problems[at], message=message)
+        elif index := [problem for problem in chosen.problems if problem.level == "error"]:
+            # Nothing can be said about how complete it is; the error gets a way out.
+            message = (
+                f"{index[0].message}. {other} next to it is complete. To convert that, {remedy}"
+            )
+            self.problems = [
+                replace(problem, message=message)
+                if problem.message == index[0].message
+                else problem
+                for problem in self.problems
+            ]
         elif not is_complete(ours):
             self.problems.append(
                 warning(

@@ -177,6 +177,15 @@ def test_index_of_shards_that_were_replaced_is_one_error(tmp_path: Path) -> None
     assert f"move {INDEX} away" in said.message
 
 
+def test_index_that_cannot_be_read_is_one_error_with_the_way_out(tmp_path: Path) -> None:
+    folder = checkpoints.write(tmp_path / "hf")
+    (folder / INDEX).write_text("{")
+    (said,) = make_plan(open_checkpoint(folder)).problems
+    assert said.level == "error"
+    assert said.message.startswith(f"{folder / INDEX}: not valid JSON")
+    assert said.message.endswith(f"is complete. To convert that, move {INDEX} away")
+
+
 def test_incomplete_first_set_names_the_complete_one(tmp_path: Path) -> None:
     folder = checkpoints.write(tmp_path / "hf")
     save_file({"model.norm.weight": torch.ones(64)}, folder / "model.safetensors")
