@@ -279,9 +279,11 @@ class TestRealDisks:
         """RLIMIT_FSIZE: a write ends where the limit lies, and the next one fails (EFBIG)."""
         here = scene(to, True)
         longest = max(path.stat().st_size for path in here.spare.iterdir()) * 6 // 10
-        for limit in some_steps(range(longest), 1, random.Random(seed())):
+        # What the run says goes to a file, too, and has to fit.
+        words = 1000
+        for limit in some_steps(range(words, longest), 1, random.Random(seed())):
             here.reset()
-            run = here.server.run(here.arguments, here.root, file_limit=limit)
+            run = here.server.run(here.arguments, here.root, file_limit=words + limit)
             here.check(run)
             if run.status:
                 assert "File too large" in run.said
