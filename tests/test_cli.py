@@ -22,7 +22,9 @@ def sample() -> str:
     return str(sample_path())
 
 
-TARGET = "--to --generation --rope --dtype --shards --max-shard-size --tie --assets"
+TARGET = (
+    "--to --generation --rope --dtype --shards --max-shard-size --tie --assets --with-optimizer"
+)
 OPTIONS = {
     "sample": "",
     "notebooks": "--open --json",

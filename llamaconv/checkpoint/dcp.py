@@ -76,7 +76,7 @@ def open_dcp(folder: Path) -> Checkpoint:
             problems.append(Problem(f"{folder / NAME}: tensor {name}: {entry.reason}", (name,)))
         elif entry is not None:
             try:
-                tensors[name] = _tensor(folder, name, entry, metadata.locations)
+                tensors[name] = entry_tensor(folder, name, entry, metadata.locations)
             except (OSError, ValueError) as error:
                 problems.append(Problem(f"{folder}: tensor {name}: {error}", (name,)))
         else:
@@ -178,7 +178,13 @@ class IgnoredEntries:
         )
 
 
-def _tensor(folder: Path, name: str, entry: TensorEntry, locations: Locations) -> TensorInfo:
+def entry_tensor(folder: Path, name: str, entry: TensorEntry, locations: Locations) -> TensorInfo:
+    """Return the tensor ``name`` of the checkpoint in ``folder``, from the headers of its chunks.
+
+    Raises:
+        ValueError: Its chunks do not hold it.
+        OSError: A file cannot be read.
+    """
     pieces = []
     for offsets, sizes in entry.chunks:
         if (name, offsets) not in locations:

@@ -84,14 +84,28 @@ def split_fused(source: Checkpoint, params: LlamaParams | None = None) -> Checkp
         if wrong := _wrong_shape(role, tensor, params):
             problems.append(Problem(f"{name}: {wrong}", (name, *names)))
             continue
-        for part, its_name in zip(role.parts, names, strict=True):
-            if role.name == "w13":
-                rows = tensor.slab(its_name, role.parts.index(part))
-            else:
-                assert params is not None
-                rows = tensor.rows_of(its_name, _runs(part, params))
-            tensors[its_name] = replace(rows, stored=name)
+        tensors |= {part.name: part for part in parts_of(tensor, role, names, params)}
     return replace(source, tensors=tensors, problems=(*source.problems, *problems))
+
+
+def parts_of(
+    tensor: TensorInfo, role: Role, names: Sequence[str], params: LlamaParams | None
+) -> Iterator[TensorInfo]:
+    """Yield the parts of a tensor of the shape of ``role``, one of `FUSED`.
+
+    Args:
+        tensor: The stored tensor.
+        role: What it holds.
+        names: What to call the parts, in the order of ``role.parts``.
+        params: The model's parameters; None is enough for a ``w13``.
+    """
+    for number, (part, name) in enumerate(zip(role.parts, names, strict=True)):
+        if role.name == "w13":
+            rows = tensor.slab(name, number)
+        else:
+            assert params is not None
+            rows = tensor.rows_of(name, _runs(part, params))
+        yield replace(rows, stored=tensor.name)
 
 
 def _runs(part: str, params: LlamaParams) -> list[tuple[int, int]]:

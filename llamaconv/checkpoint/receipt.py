@@ -54,6 +54,7 @@ class TargetRecord:
     max_shard_size: int
     assets: str
     tie: str
+    with_optimizer: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,16 @@ class TensorRecord:
     dtype: str
     shape: tuple[int, ...]
     digests: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ValueRecord:
+    """One entry of a trainer's state that was copied as it lies: its bytes, and their xxh3-128."""
+
+    source: str
+    target: str
+    nbytes: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,8 @@ class Receipt:
         versions: Of llamaconv, torch, safetensors and Python.
         verified: The checks after writing; None if they were not run.
         dropped: The source tensors that were left out.
-        tensors: The tensors that were written.
+        tensors: The tensors that were written, an optimizer's too.
+        values: The other entries of a trainer's state.
     """
 
     created: str
@@ -121,6 +133,7 @@ class Receipt:
     verified: VerdictRecord | None
     dropped: tuple[DroppedRecord, ...]
     tensors: tuple[TensorRecord, ...]
+    values: tuple[ValueRecord, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the entries of ``llamaconv.json``."""

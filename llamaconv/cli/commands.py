@@ -231,6 +231,12 @@ def _target_options(command: argparse.ArgumentParser) -> None:
         help="folder with the model's config.json and tokenizer, for sources that lack them "
         "(default: the source's own, or the one that its receipt names)",
     )
+    command.add_argument(
+        "--with-optimizer",
+        action="store_true",
+        help="SRC is a full checkpoint of a TorchTitan run: carry its optimizer, scheduler, counters "
+        "and data loader along to a DCP of any generation, so that the run can be resumed there",
+    )
 
 
 def _size(text: str) -> int:
@@ -241,7 +247,7 @@ def _size(text: str) -> int:
 
 
 def _target(options: argparse.Namespace) -> Target:
-    names = (*CHOICES, "shards", "max_shard_size", "assets")
+    names = (*CHOICES, "shards", "max_shard_size", "assets", "with_optimizer")
     return Target(**{name: getattr(options, name) for name in names})
 
 

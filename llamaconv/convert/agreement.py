@@ -76,7 +76,11 @@ def _view(plan: Plan, request: dict[str, Any], files: dict[str, Any]) -> dict[st
                 for p in tensors[move.source].pieces
             ],
         ]
-        for move in plan.moves
+        for move in (*plan.moves, *plan.state_moves)
+    ]
+    rows += [
+        [copy.target, copy.source.name, copy.source.file.name, copy.source.offset]
+        for copy in plan.values
     ]
     return {
         "the version of llamaconv": {"version": __version__},

@@ -27,7 +27,7 @@ from llamaconv.checkpoint.receipt import Receipt
 from llamaconv.convert.agreement import agree, fingerprint
 from llamaconv.convert.engine import Engine
 from llamaconv.convert.make_receipt import make_receipt
-from llamaconv.convert.next_steps import next_steps
+from llamaconv.convert.next_steps import dump_of, next_steps, step_name
 from llamaconv.convert.small_files import write_receipt
 from llamaconv.convert.staging import staged
 from llamaconv.convert.target_check import check_target
@@ -94,7 +94,7 @@ class Conversion:
         """Return the number of tensors, and bytes read, written and reused."""
         checks = "not run" if self.verification is None else "passed"
         rows = [
-            ("tensors written", len(self.plan.written)),
+            ("tensors written", len(self.plan.stored)),
             ("bytes read", size(self.bytes_read)),
             ("bytes written", size(self.bytes_written)),
             ("checks", checks),
@@ -188,6 +188,13 @@ def convert_checkpoint(
 
 def _resolve_target(plan: Plan, target: Path, as_step_0: bool) -> tuple[Path, Path | None]:
     """Return the folder to write, and the dump folder of TorchTitan that it is in."""
+    if plan.target.with_optimizer:
+        if as_step_0 or target.name == "step-0":
+            raise RefusedError(
+                f"{target}: TorchTitan takes nothing but the model from a step-0. With --with-optimizer, "
+                f"name the target as the source: DUMP/checkpoint/{step_name(plan)}"
+            )
+        return target, dump_of(target)
     if not as_step_0:
         return target, None
     if "as_step_0" not in RULES[plan.target.format].options:

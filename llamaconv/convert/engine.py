@@ -44,7 +44,7 @@ class Engine:
         """Prepare the conversion of ``plan``, which must have no errors."""
         self.plan = plan
         self.params, self.layout = plan.ready()
-        self.moves = {move.target_name: move for move in plan.written}
+        self.moves = {move.target_name: move for move in plan.stored}
         self.progress = progress
         self.ranks = ranks
         self.total = plan.bytes_to_write

@@ -50,7 +50,7 @@ class Joined:
 def joined_tensors(plan: Plan) -> dict[str, Joined]:
     """Return the tensors of a target that hold several roles, by name."""
     moves: dict[str, dict[str, Move]] = {}
-    for move in plan.written:
+    for move in plan.stored:
         if (name := whole(move.target_name)) != move.target_name:
             moves.setdefault(name, {})[move.place[0]] = move
     params = plan.params

@@ -17,6 +17,7 @@ from llamaconv.checkpoint.receipt import (
     SourceRecord,
     TargetRecord,
     TensorRecord,
+    ValueRecord,
     VerdictRecord,
 )
 from llamaconv.model.names import whole
@@ -49,10 +50,14 @@ def make_receipt(
                 shape=move.shape,
                 digests=tuple(digests[whole(move.target_name)]),
             )
-            for move in plan.written
+            for move in plan.stored
         ),
         dropped=tuple(
             DroppedRecord(move.source, move.reason) for move in plan.moves if move.target is None
+        ),
+        values=tuple(
+            ValueRecord(copy.source.name, copy.target, copy.source.length, digests[copy.target][0])
+            for copy in plan.values
         ),
         versions={
             "llamaconv": __version__,

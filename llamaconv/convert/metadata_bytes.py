@@ -40,8 +40,8 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
 
 
 def encoded(metadata: Metadata) -> bytes:
-    """Return the bytes of a ``.metadata``; every entry of ``metadata`` must be a `TensorEntry`."""
-    tensors = {sys.intern(name): _tensor(entry) for name, entry in metadata.entries.items()}
+    """Return the bytes of a ``.metadata``; no entry of ``metadata`` may be an `UnknownEntry`."""
+    tensors = {sys.intern(name): _entry(entry) for name, entry in metadata.entries.items()}
     numbers = {
         (name, offsets): number
         for name, entry in metadata.entries.items()
@@ -50,13 +50,12 @@ def encoded(metadata: Metadata) -> bytes:
     }
     locations = {}
     for (name, offsets), place in metadata.locations.items():
-        assert offsets is not None
         index = _Object(
             torch_metadata.MetadataIndex,
             {
                 "fqn": sys.intern(name),
-                "index": numbers[name, offsets],
-                "offset": _size(offsets),
+                "index": None if offsets is None else numbers[name, offsets],
+                "offset": None if offsets is None else _size(offsets),
             },
         )
         locations[index] = _Object(
@@ -120,7 +119,9 @@ def _size(numbers: tuple[int, ...]) -> _Call:
     return _Call(torch.Size, numbers)
 
 
-def _tensor(entry: object) -> _Object:
+def _entry(entry: object) -> _Object:
+    if entry is None:
+        return _Object(torch_metadata.BytesStorageMetadata, None)
     assert isinstance(entry, TensorEntry)
     properties = (
         getattr(torch, entry.dtype),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,20 @@ from llamaconv.report import shell
 from llamaconv.report.errors import first_few, printable
 from llamaconv.torchtitan.advice import Advice, advise
 
+_STEP = re.compile(r"step-\d+")
+
+
+def step_name(plan: Plan) -> str:
+    """Return how TorchTitan names the folder of the step that is converted."""
+    name = plan.source.folder.name
+    return name if _STEP.fullmatch(name) else "step-N"
+
+
+def dump_of(target: Path) -> Path | None:
+    """Return the dump folder of TorchTitan that holds ``target`` as one of its steps, by its name."""
+    is_step = target.parent.name == "checkpoint" and _STEP.fullmatch(target.name)
+    return target.parent.parent if is_step else None
+
 
 def next_steps(plan: Plan, target: Path, dump: Path | None) -> Advice:
     """Return what to run with a finished target.
@@ -20,7 +35,7 @@ def next_steps(plan: Plan, target: Path, dump: Path | None) -> Advice:
     Args:
         plan: The conversion.
         target: Where it was written.
-        dump: The dump folder of TorchTitan that holds ``target`` as its step 0, if one does.
+        dump: The dump folder of TorchTitan that holds ``target`` as one of its steps, if one does.
     """
     params, _ = plan.ready()
     if plan.target.format == "dcp":
@@ -33,6 +48,7 @@ def next_steps(plan: Plan, target: Path, dump: Path | None) -> Advice:
             dump,
             assets=plan.assets,
             huggingface=source if isinstance(source, Path) else None,
+            resumes=plan.target.with_optimizer,
         )
         return replace(advice, notes=(*advice.notes, *_small_files(plan)))
     if plan.target.format == "meta":

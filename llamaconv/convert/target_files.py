@@ -39,7 +39,7 @@ def write_target(folder: Path, plan: Plan, blocks: Blocks, workers: int, ranks: 
     """
     if ranks.first:
         copy_small_files(folder, plan.small_files)
-    tensors = [TensorInfo(move.target_name, move.dtype, move.shape) for move in plan.written]
+    tensors = [TensorInfo(move.target_name, move.dtype, move.shape) for move in plan.stored]
     return WRITERS[plan.target.format](folder, plan, tensors, (blocks, workers, ranks))
 
 
@@ -50,7 +50,7 @@ def _dcp(folder: Path, plan: Plan, tensors: list[TensorInfo], how: How) -> Diges
         whole(t.name): joined[whole(t.name)].tensor if whole(t.name) in joined else t
         for t in tensors
     }
-    return write_dcp(folder, [*whole_ones.values()], plan.target.shards, *how, joined)
+    return write_dcp(folder, [*whole_ones.values()], plan.target.shards, *how, joined, plan.values)
 
 
 def _meta(folder: Path, plan: Plan, tensors: list[TensorInfo], how: How) -> Digests:

@@ -42,11 +42,13 @@ from llamaconv.checkpoint.untrusted.dcp_metadata import (
     TensorEntry,
     UnknownEntry,
 )
+from llamaconv.convert.copied_values import ValueBlocks
 from llamaconv.convert.joined import Joined, JoinedBlocks
 from llamaconv.convert.metadata_bytes import write_metadata
 from llamaconv.convert.output import Blocks, Output, Payload
 from llamaconv.convert.torch_stream import save_streamed, without_data
 from llamaconv.convert.write_files import File, write_files
+from llamaconv.plan.plan import ValueCopy
 from llamaconv.ranks import ALONE, Ranks
 
 
@@ -58,6 +60,7 @@ def write_dcp(
     workers: int,
     ranks: Ranks = ALONE,
     joined: Mapping[str, Joined] | None = None,
+    values: Sequence[ValueCopy] = (),
 ) -> dict[str, list[str]]:
     """Write a distributed checkpoint.
 
@@ -69,16 +72,18 @@ def write_dcp(
         workers: Writer threads of this rank.
         ranks: The processes that share the files.
         joined: The tensors that consist of rows of several, which ``blocks`` has.
+        values: The entries that are no tensors.
 
     Returns:
-        The xxh3-128 digests of each tensor's chunks, in order, by name.
+        The xxh3-128 digests of each tensor's chunks, in order, by name; and of each value's bytes.
 
     Raises:
         OSError: The disk failed; and what ``blocks`` raises.
     """
     joined = joined or {}
-    writer = _StreamWriter(folder, blocks, workers, ranks, joined)
-    planner = _ChunkPlanner(tensors, shards, joined)
+    copies = {copy.target: copy for copy in values}
+    writer = _StreamWriter(folder, blocks, workers, ranks, joined, copies)
+    planner = _ChunkPlanner(tensors, shards, joined, copies)
     if not ranks.first:
         # Rank 0's torch writes the metadata of what all ranks wrote. The files do not depend on
         # the number of ranks.
@@ -106,15 +111,22 @@ class _ChunkPlanner(DefaultSavePlanner):
     """Plan the row chunks of each tensor, without tensors."""
 
     def __init__(
-        self, tensors: Sequence[TensorInfo], shards: int, joined: Mapping[str, Joined]
+        self,
+        tensors: Sequence[TensorInfo],
+        shards: int,
+        joined: Mapping[str, Joined],
+        values: Iterable[str],
     ) -> None:
         super().__init__(flatten_state_dict=False)
         self.tensors = tensors
         self.shards = shards
         self.joined = joined
+        self.values = values
 
     def create_local_plan(self) -> SavePlan:
-        self.plan = SavePlan([item for tensor in self.tensors for item in self._items(tensor)])
+        items = [item for tensor in self.tensors for item in self._items(tensor)]
+        items += [WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO) for name in self.values]
+        self.plan = SavePlan(items)
         return self.plan
 
     def _items(self, tensor: TensorInfo) -> Iterator[WriteItem]:
@@ -149,6 +161,7 @@ class _StreamWriter(FileSystemWriter):
         workers: int,
         ranks: Ranks,
         joined: Mapping[str, Joined],
+        values: Mapping[str, ValueCopy],
     ) -> None:
         super().__init__(folder)
         self.folder = folder
@@ -156,22 +169,24 @@ class _StreamWriter(FileSystemWriter):
         self.workers = workers
         self.ranks = ranks
         self.joined = joined
+        self.values = values
         self._digests: dict[tuple[str, Offsets], str] = {}
 
     def finish(self, metadata: TorchMetadata, results: list[list[WriteResult]]) -> None:
         """Write the metadata in the form that every torch reads."""
         entries: dict[str, TensorEntry | UnknownEntry | None] = {}
         for name, found in metadata.state_dict_metadata.items():
-            assert isinstance(found, TensorStorageMetadata)
+            if not isinstance(found, TensorStorageMetadata):
+                entries[name] = None
+                continue
             dtype = str(found.properties.dtype).removeprefix("torch.")
             chunks = tuple((tuple(one.offsets), tuple(one.sizes)) for one in found.chunks)
             entries[name] = TensorEntry(dtype, tuple(found.size), chunks)
         locations: dict[tuple[str, Offsets | None], EntryLocation] = {}
         for written in (result for one in results for result in one):
             info: _StorageInfo = written.storage_data
-            assert written.index.offset is not None
             place = EntryLocation(info.relative_path, info.offset, info.length)
-            locations[written.index.fqn, tuple(written.index.offset)] = place
+            locations[written.index.fqn, _offsets(written.index)] = place
         write_metadata(self.folder, Metadata(entries, locations))
 
     def write_data(self, plan: SavePlan, _planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -181,18 +196,21 @@ class _StreamWriter(FileSystemWriter):
 
     def write_items(self, items: list[WriteItem]) -> list[WriteResult]:
         """Write this rank's share of the files; return the results of all ranks."""
-        by_file = list(_files(items))
+        by_file = list(_files(item for item in items if item.tensor_data))
+        sizes = [sum(map(_nbytes, group)) for group in by_file]
+        if values := [item for item in items if not item.tensor_data]:
+            by_file.append(values)
+            sizes.append(sum(copy.source.length for copy in self.values.values()))
         files = [
             # Named as torch names the files of its first rank.
-            File(f"__0_{number}.distcp", sum(map(_nbytes, group)), partial(self._write_file, group))
-            for number, group in enumerate(by_file)
+            File(f"__0_{number}.distcp", n_bytes, partial(self._write_file, group))
+            for number, (n_bytes, group) in enumerate(zip(sizes, by_file, strict=True))
         ]
         results = []
         found = write_files(self.folder, files, self.blocks, self.workers, self.ranks)
         for file, group, entries in zip(files, by_file, found, strict=True):
             for item, (begin, length, digest) in zip(group, entries, strict=True):
-                assert item.index.offset is not None
-                self._digests[item.index.fqn, tuple(item.index.offset)] = digest
+                self._digests[item.index.fqn, _offsets(item.index) or ()] = digest
                 place = _StorageInfo(file.name, begin, length)
                 results.append(WriteResult(item.index, length, place))
         return results
@@ -202,9 +220,14 @@ class _StreamWriter(FileSystemWriter):
         return [self._write_entry(item, output) for item in items]
 
     def _write_entry(self, item: WriteItem, output: Output) -> tuple[int, int, str]:
-        assert item.tensor_data and item.index.offset is not None
         begin = output.tell()
-        name, offsets, sizes = item.index.fqn, item.index.offset, item.tensor_data.chunk.sizes
+        name = item.index.fqn
+        if not item.tensor_data:
+            value = self.values[name].source
+            copied = Payload(ValueBlocks(value), name, 0, value.length, 1)
+            return (begin, *output.stream(copied))
+        assert item.index.offset is not None
+        offsets, sizes = item.index.offset, item.tensor_data.chunk.sizes
         dtype = item.tensor_data.properties.dtype
         tensor = without_data({name: (tuple(sizes), dtype)})[name]
         if name in self.joined:
@@ -214,8 +237,10 @@ class _StreamWriter(FileSystemWriter):
                 JoinedBlocks(self.blocks, parts), name, 0, sizes[:-1].numel(), row_bytes
             )
         else:
-            first, row_bytes = offsets[0], sizes[1:].numel() * dtype.itemsize
-            payload = Payload(self.blocks, name, first, first + sizes[0], row_bytes)
+            # A scalar is one row.
+            first, n_rows = (offsets[0], sizes[0]) if sizes else (0, 1)
+            row_bytes = sizes[1:].numel() * dtype.itemsize
+            payload = Payload(self.blocks, name, first, first + n_rows, row_bytes)
         (digest,) = save_streamed(tensor, output, [payload])
         return begin, output.tell() - begin, digest
 
@@ -224,6 +249,10 @@ class _StreamWriter(FileSystemWriter):
         for (name, _), digest in sorted(self._digests.items()):
             by_name.setdefault(name, []).append(digest)
         return by_name
+
+
+def _offsets(index: MetadataIndex) -> Offsets | None:
+    return None if index.offset is None else tuple(index.offset)
 
 
 def _files(items: Iterable[WriteItem]) -> Iterator[list[WriteItem]]:

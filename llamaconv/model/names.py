@@ -121,6 +121,12 @@ class Role:
         template = self.names[naming]
         return template and template.replace(".N.", f".{layer}.")
 
+    def in_optimizer(self, generation: str, layer: int | None) -> str | None:
+        """Return the name of the parameter in an optimizer of ``generation``."""
+        fused = (FUSED[name] for name in FUSED_IN_OPTIMIZER[generation])
+        is_part = any(self.name in one.parts for one in fused)
+        return self.in_naming("titan-main" if is_part else generation, layer)
+
 
 ROLES: dict[str, Role] = {
     name: Role(name, axes, heads, kind, cut, dict(zip(NAMINGS, names, strict=True)))
@@ -137,7 +143,21 @@ ROLE_ORDER: dict[str, float] = {role: at for at, role in enumerate(ROLES)}
 """The place of each role in a forward pass; a fused tensor comes before its parts."""
 ROLE_ORDER |= {fused.name: ROLE_ORDER[fused.parts[0]] - 0.5 for fused in FUSED.values()}
 
-_PART = re.compile(rf"(.+\.(?:{'|'.join(FUSED)})\.weight)\[\w+\]")
+OPTIMIZER = "optimizer"
+"""The key under which TorchTitan saves an optimizer."""
+
+FUSED_IN_OPTIMIZER = {
+    "titan-0.2": (),
+    "titan-0.3": ("wqkv",),
+    "titan-main": ("wqkv", "w13"),
+}
+"""Which tensors of `FUSED` are one parameter for the optimizer of a generation.
+
+That of 0.3.0 is keyed by the parameters of the stock flavours, which fuse q, k and v, while hooks take
+them apart for the model's own names. Generations that are not here save no optimizer that can be moved.
+"""
+
+_PART = re.compile(rf"(.+\.(?:{'|'.join(FUSED)})\.weight(?:\.\w+)?)\[\w+\]")
 
 # What some checkpoints store and no model needs: the ending of a name, and why it is left out.
 _NEEDLESS = tuple(
@@ -205,6 +225,17 @@ def whole(name: str) -> str:
     """Return the name of the stored tensor: without the role in brackets of a part of one."""
     match = _PART.fullmatch(name)
     return match[1] if match else name
+
+
+def state_name(parameter: str, state: str) -> str:
+    """Return the name under which TorchTitan saves one of an optimizer's tensors.
+
+    Args:
+        parameter: The parameter's name, with the role in brackets for a part of a fused one.
+        state: Which tensor it is, such as ``exp_avg``.
+    """
+    stored = whole(parameter)
+    return f"{OPTIMIZER}.state.{stored}.{state}{parameter[len(stored) :]}"
 
 
 def identify(name: str, naming: str | None) -> tuple[Role, int | None] | None:

@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from llamaconv.checkpoint.checkpoint import Checkpoint, ModelConfig
 from llamaconv.checkpoint.tensors import DTYPE_BYTES
-from llamaconv.model.names import Layout, Role
+from llamaconv.checkpoint.trainer_state import StoredValue
+from llamaconv.model.names import OPTIMIZER, Layout, Role, whole
 from llamaconv.model.params import LlamaParams
 from llamaconv.plan.target import Target
 from llamaconv.report.errors import Problem, RefusedError, printable
@@ -51,6 +52,8 @@ class Move:
         heads: Number of heads whose rows are reordered, None for other operations.
         role: What the tensor is, None for a tensor that no Llama has.
         layer: Number of its layer, None outside the layers.
+        state: Which of an optimizer's tensors of that role it is, such as ``exp_avg``; empty for
+            the weights themselves.
     """
 
     source: str
@@ -62,6 +65,7 @@ class Move:
     heads: int | None = None
     role: Role | None = None
     layer: int | None = None
+    state: str = ""
 
     @property
     def target_name(self) -> str:
@@ -81,6 +85,19 @@ class Move:
         return prod(self.shape) * DTYPE_BYTES[self.dtype] if self.target else 0
 
 
+@dataclass(frozen=True)
+class ValueCopy:
+    """An entry of a trainer's state that is copied as it lies, without being opened.
+
+    Attributes:
+        source: Where it lies.
+        target: Its name in the target.
+    """
+
+    source: StoredValue
+    target: str
+
+
 @dataclass(frozen=True, repr=False)
 class Plan:
     """Everything that a conversion will do, or why it will not.
@@ -91,7 +108,7 @@ class Plan:
         source: The opened checkpoint, with parameters from its assets and fused tensors split.
         target: The options, with the format decided.
         params: The target's parameters, None if they are not known.
-        moves: What becomes of each tensor, in the order of the target.
+        moves: What becomes of each tensor of the model, in the order of the target.
         problems: Errors, which refuse the conversion, and warnings.
         unknown: Names of source tensors that do not belong to a Llama.
         missing: Names of tensors that a Llama of these parameters needs and the source lacks.
@@ -99,6 +116,8 @@ class Plan:
         assets: The folder that config.json and the small files come from, if one is known.
         further: Entries of a written config.json that do not follow from parameters and tensors.
         small_files: The files that are copied, by their path in the target.
+        state_moves: With ``with_optimizer``, what becomes of the optimizer's tensors.
+        values: With ``with_optimizer``, the other entries of the trainer's state.
     """
 
     source: Checkpoint
@@ -112,6 +131,8 @@ class Plan:
     assets: Path | None = None
     further: Mapping[str, Any] = field(default_factory=dict)
     small_files: Mapping[str, Path] = field(default_factory=dict)
+    state_moves: tuple[Move, ...] = ()
+    values: tuple[ValueCopy, ...] = ()
 
     @property
     def errors(self) -> list[Problem]:
@@ -120,18 +141,40 @@ class Plan:
 
     @cached_property
     def written(self) -> tuple[Move, ...]:
-        """The moves that write a tensor, in the order of the target."""
+        """The moves that write a tensor of the model, in the order of the target."""
         return tuple(move for move in self.moves if move.target is not None)
+
+    @cached_property
+    def stored(self) -> tuple[Move, ...]:
+        """The moves that write any tensor: those of the model, then those of the optimizer."""
+        return (*self.written, *self.state_moves)
 
     @property
     def bytes_to_read(self) -> int:
-        """Bytes of tensors that the conversion reads, without its checks."""
-        return sum(self.source.tensors[move.source].nbytes for move in self.written)
+        """Bytes of tensors and values that the conversion reads, without its checks."""
+        n_bytes = sum(self.source.tensors[move.source].nbytes for move in self.stored)
+        return n_bytes + self._value_bytes
 
     @property
     def bytes_to_write(self) -> int:
-        """Bytes of tensors in the target."""
-        return sum(move.nbytes for move in self.written)
+        """Bytes of tensors and values in the target."""
+        return sum(move.nbytes for move in self.stored) + self._value_bytes
+
+    @property
+    def _value_bytes(self) -> int:
+        return sum(copy.source.length for copy in self.values)
+
+    @property
+    def trainer_state(self) -> dict[str, int]:
+        """Number of entries of each kind of the trainer's state; empty without it."""
+        # Roles that are stored together are one entry.
+        kinds = {
+            whole(one.target_name): f"{OPTIMIZER}.state.{one.state}" for one in self.state_moves
+        }
+        for name in (copy.target for copy in self.values):
+            first, second, *_ = f"{name}.".split(".")
+            kinds[name] = f"{first}.{second}" if first == OPTIMIZER else first
+        return dict(Counter(kinds.values()))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -168,7 +211,7 @@ class Plan:
         Returns:
             An object with ``source`` (path), ``target`` (the options of `Target`), ``params``
             (those of `LlamaParams`, or null), ``moves`` (source, target, operation, dtype, shape,
-            reason), ``counts`` (see `counts`), ``problems`` and ``warnings`` (messages),
+            reason), ``counts`` (see `counts`), ``trainer_state`` (see `trainer_state`), ``problems`` and ``warnings`` (messages),
             ``unknown`` and ``missing`` (tensor names), ``bytes_to_read``, ``bytes_to_write``,
             ``peak_memory_bytes`` (`PEAK_MEMORY_BYTES`), and ``releases`` (what each TorchTitan
             release makes of the model: release, generation, flavour, why; empty unless the target
@@ -191,6 +234,7 @@ class Plan:
                 for move in self.moves
             ],
             "counts": self.counts,
+            "trainer_state": self.trainer_state,
             "problems": [problem.message for problem in self.errors],
             "warnings": [p.message for p in self.problems if p.level == "warning"],
             "unknown": list(self.unknown),
@@ -236,6 +280,7 @@ class Plan:
         operations = Counter(move.operation for move in self.moves)
         rows = [
             *((f"tensors: {operation}", number) for operation, number in operations.items()),
+            *((f"trainer's state: {kind}", number) for kind, number in self.trainer_state.items()),
             ("bytes to read", size(self.bytes_to_read)),
             ("bytes to write", size(self.bytes_to_write)),
             ("memory on top of torch, at most", size(PEAK_MEMORY_BYTES)),

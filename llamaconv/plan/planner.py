@@ -20,6 +20,7 @@ from llamaconv.plan.plan import Plan
 from llamaconv.plan.small_files import SmallFiles
 from llamaconv.plan.sorting import sort_tensors
 from llamaconv.plan.target import Target
+from llamaconv.plan.trainer_moves import TrainerMoves, plan_trainer_state
 from llamaconv.report.errors import Problem, explained, warning
 
 
@@ -78,8 +79,13 @@ def _planned(assets: Assets, target: Target) -> Plan:
         problems += check_flags(config, found.known, target)
         problems += check_dtype(config, moves, target)
     problems += check_joined(moves)
+    trainer = TrainerMoves()
+    if target.with_optimizer and not any(problem.level == "error" for problem in problems):
+        trainer = plan_trainer_state(source, target, params)
+        problems += trainer.problems
+        source = trainer.source or source
     is_done = bool(moves) and all(
-        move.operation == "copy" and move.source == move.target for move in moves
+        move.operation == "copy" and move.source == move.target for move in (*moves, *trainer.moves)
     )
     if is_done and source.format == target.format == "dcp" and target.shards == 1:
         problems.append(
@@ -107,4 +113,6 @@ def _planned(assets: Assets, target: Target) -> Plan:
         assets=assets.folder,
         further=assets.further,
         small_files=assets.files.copied,
+        state_moves=tuple(trainer.moves),
+        values=tuple(trainer.values),
     )

@@ -50,7 +50,7 @@ RULES: dict[Format, Rules] = {
         "dcp",
         None,
         None,
-        frozenset({"generation", "rope", "shards", "as_step_0"}),
+        frozenset({"generation", "rope", "shards", "as_step_0", "with_optimizer"}),
         "huggingface",
     ),
 }
@@ -84,6 +84,8 @@ class Target:
             folder without config.json.
         tie: What a tied or conflicting head becomes: "embedding" or "head" writes both from that
             one, "untie" keeps both, "auto" follows the configuration and fails on a conflict.
+        with_optimizer: Carry a training run's optimizer and the rest of its trainer's state along,
+            from DCP to DCP; "auto" is then a DCP. Without it they are left out.
 
     Raises:
         RefusedError: A value is not offered.
@@ -97,6 +99,7 @@ class Target:
     max_shard_size: int = 5_000_000_000
     assets: str = ""
     tie: str = "auto"
+    with_optimizer: bool = False
 
     def __post_init__(self) -> None:
         problems = [
@@ -110,6 +113,8 @@ class Target:
             problems.append(
                 f"max_shard_size must be a positive number of bytes; got {self.max_shard_size!r}"
             )
+        if type(self.with_optimizer) is not bool:
+            problems.append(f"with_optimizer must be true or false; got {self.with_optimizer!r}")
         if problems:
             raise RefusedError(map(Problem, problems))
 
@@ -117,6 +122,8 @@ class Target:
         """Return the same target with "auto" replaced by the format for ``source``."""
         if self.to != "auto":
             return self
+        if self.with_optimizer:
+            return replace(self, to=RULES["dcp"].to)
         return replace(self, to=RULES[RULES[source.format].by_default].to)
 
     @property

@@ -130,6 +130,7 @@ def advise(
     *,
     assets: Path | None = None,
     huggingface: Path | None = None,
+    resumes: bool = False,
 ) -> Advice:
     """Return how to start training from a converted checkpoint.
 
@@ -142,27 +143,36 @@ def advise(
         generation: The generation of the checkpoint's tensor names.
         layout: The layout of its q and k rows.
         checkpoint: Its folder.
-        dump_folder: TorchTitan's dump folder that contains it as ``checkpoint/step-0``, if any.
+        dump_folder: TorchTitan's dump folder that contains it as ``checkpoint/step-N``, if any.
         assets: The folder with the model's tokenizer, if one is known.
         huggingface: The source, if it is a Hugging Face folder with the same values.
+        resumes: Whether it is a full checkpoint, from which a run goes on, and not a model alone.
 
     Returns:
         The advice for the newest release that reads the checkpoint, with earlier ones in ``older``.
     """
     releases = releases_of(generation)
+    if resumes:
+        releases = tuple(release for release in releases if release.full)
     if generation in UNRELEASED:
-        return Advice("TorchTitan's main branch", "", "", "", tuple(_of_main(params)))
+        return Advice("TorchTitan's main branch", "", "", "", tuple(_of_main(params, resumes)))
     if not releases:
         note = "no release loads these names. To train, convert to titan-0.3 or titan-0.2"
         return Advice("TorchTitan of 2024", "", "", "", (note,))
     newest, *older = (
-        _advise_for(release, params, layout, checkpoint, dump_folder, assets, huggingface)
+        _advise_for(release, params, layout, checkpoint, dump_folder, assets, huggingface, resumes)
         for release in releases
     )
     return replace(newest, older=tuple(older))
 
 
-def _of_main(params: LlamaParams) -> Iterator[str]:
+_RESUMES = (
+    "the run goes on from its step, with its optimizer: give it the flags of the run, those of the "
+    "optimizer, the scheduler, the number of steps and the data above all"
+)
+
+
+def _of_main(params: LlamaParams, resumes: bool) -> Iterator[str]:
     """Yield what is known about the main branch."""
     yield (
         f"these names are read by {UNRELEASED['titan-main']}, and by no release yet: 0.3.0 rejects "
@@ -173,6 +183,11 @@ def _of_main(params: LlamaParams) -> Iterator[str]:
         "flavors.py does (build_model_config), with every parameter of this one, and load with "
         "--checkpoint.initial_load_path"
     )
+    if resumes:
+        yield (
+            "to go on with the run, put the folder into DUMP/checkpoint as step-N. The optimizer's keys "
+            "are taken to be the names of the parameters, as 0.3.0 has it; this was not run on main"
+        )
     if (near := flavour_of_shapes(params)) and params.rope_scaling != STOCK_SCALING:
         scaling = params.rope_scaling.factor if params.rope_scaling else "none"
         yield (
@@ -189,6 +204,7 @@ def _advise_for(
     dump_folder: Path | None,
     assets: Path | None,
     huggingface: Path | None,
+    resumes: bool,
 ) -> Advice:
     title = f"TorchTitan {release.version}"
     if missing := why_not(params, release, layout):
@@ -203,12 +219,16 @@ def _advise_for(
         if dump_folder
         else f"--checkpoint.initial_load_path {shell.quote(str(checkpoint.absolute()))}"
     )
+    if resumes and not dump_folder:
+        where += f" {release.full}"
     tokenizer = _tokenizer(release, assets)
     flags = [model, f"{release.enable} {where}", *filter(None, [release.text_flags])]
     further = [f"{release.tokenizer} {shell.quote(str(tokenizer))}"] if tokenizer else []
     launch = "torchrun --nproc-per-node 8 -m torchtitan.train"
-    warnings = tuple(_warnings(params, release, dump_folder))
+    warnings = tuple(_warnings(params, release, dump_folder, resumes))
     notes = tuple(_notes(params, release, tokenizer))
+    if resumes:
+        notes = (_RESUMES, *notes)
     as_it_is = ""
     if flavour and huggingface and release.reads_huggingface:
         source = shell.quote(str(huggingface.absolute()))
@@ -249,7 +269,9 @@ def _tokenizer(release: Release, assets: Path | None) -> Path | None:
     return None
 
 
-def _warnings(params: LlamaParams, release: Release, dump_folder: Path | None) -> Iterator[str]:
+def _warnings(
+    params: LlamaParams, release: Release, dump_folder: Path | None, resumes: bool
+) -> Iterator[str]:
     near = flavour_of_shapes(params)
     if near and params.rope_scaling != release.scaling:
         factor = params.rope_scaling.factor if params.rope_scaling else "none"
@@ -259,9 +281,10 @@ def _warnings(params: LlamaParams, release: Release, dump_folder: Path | None) -
             f"{factor}; short prompts would hide the difference"
         )
     if release.ignores_path and dump_folder is None:
+        safe = "name the target DUMP/checkpoint/step-N" if resumes else "convert with --as-step-0"
         yield (
             "the dump folder must hold no checkpoint/ folder yet: with one, even empty, this release "
-            "ignores the path and trains from random weights (convert with --as-step-0 to be safe)"
+            f"ignores the path and trains from random weights ({safe} to be safe)"
         )
 
 

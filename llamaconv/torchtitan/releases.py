@@ -72,6 +72,8 @@ class Release:
         tied: Whether its Llama can tie the head to the embedding.
         wide_heads: Whether its heads can differ from ``dim / n_heads``.
         enable: The flag that turns checkpoints on.
+        full: The flag with which a path is loaded as a full checkpoint, not as a model alone; empty
+            if its own full checkpoints have other names than llamaconv's.
         dump_folder: The flag that names the dump folder.
         choose: The flags that choose a stock flavour.
         define: The flags that use a model of our own module.
@@ -92,6 +94,7 @@ class Release:
     tied: bool
     wide_heads: bool
     enable: str
+    full: str
     dump_folder: str
     choose: str
     define: str
@@ -120,6 +123,7 @@ RELEASES = (
         tied=True,
         wide_heads=True,
         enable="--checkpoint.enable",
+        full="--checkpoint.no_initial_load_model_only",
         dump_folder="--dump_folder",
         choose="--module llama3 --config llama3_{flavour}",
         define="--module converted_llama --config {flavour}",
@@ -140,6 +144,7 @@ RELEASES = (
         tied=False,
         wide_heads=False,
         enable="--checkpoint.enable",
+        full="--checkpoint.no_initial_load_model_only",
         dump_folder="--job.dump_folder",
         choose=_OLD_CHOOSE,
         define=_OLD_DEFINE,
@@ -160,6 +165,7 @@ RELEASES = (
         tied=False,
         wide_heads=False,
         enable="--checkpoint.enable_checkpoint",
+        full="",
         dump_folder="--job.dump_folder",
         choose=_OLD_CHOOSE,
         define=_OLD_DEFINE,

@@ -103,7 +103,7 @@ class Comparison:
             self.source.prefetch([move.source for move in batch])
             self.target.prefetch([move.target_name for move in batch])
             for move in batch:
-                row_bytes = move.nbytes // move.shape[0]
+                row_bytes = move.nbytes // _n_rows(move)
                 for n_rows in self._compare(move, row_bytes):
                     done += n_rows * row_bytes
                     progress("verify", done, total)
@@ -112,9 +112,10 @@ class Comparison:
     def _units(self) -> list[list[Move]]:
         """Group the moves: q and k of a layer together, because their scores need both."""
         units: dict[object, list[Move]] = {}
-        for move in self.plan.written:
+        for move in self.plan.stored:
             role, layer = move.place
-            units.setdefault(layer if role in ("wq", "wk") else move.target_name, []).append(move)
+            in_scores = role in ("wq", "wk") and not move.state
+            units.setdefault(layer if in_scores else move.target_name, []).append(move)
         return list(units.values())
 
     def merge(
@@ -127,19 +128,19 @@ class Comparison:
         """
         tensors = {tensor.name: tensor for one in findings for tensor in one.tensors}
         scores = sorted(score for one in findings for score in one.scores)
-        in_order = [tensors[move.target_name] for move in self.plan.written]
+        in_order = [tensors[move.target_name] for move in self.plan.stored]
         return in_order, [(error, control) for _, error, control in scores]
 
     def _compare(self, move: Move, row_bytes: int) -> Iterator[int]:
         """Compare one tensor window by window; yield the number of rows of each window."""
         dtype = getattr(torch, move.dtype)
-        heads = move.role.n_heads(self.params) if move.role else None
+        heads = move.role.n_heads(self.params) if move.role and move.shape else None
         unit = move.shape[0] // heads if heads else 1
         step = max(1, WINDOW_BYTES // (unit * row_bytes)) * unit
         products: list[tuple[Tensor, Tensor]] = []
         n_elements = n_different = n_if_wrong = n_nan = n_infinite = 0
-        for first in range(0, move.shape[0], step):
-            last = min(first + step, move.shape[0])
+        for first in range(0, _n_rows(move), step):
+            last = min(first + step, _n_rows(move))
             source = self.source.rows(move.source, first, last)
             if source.dtype != dtype:
                 source = self._cast.tensor(source.shape, dtype).copy_(source)
@@ -150,7 +151,7 @@ class Comparison:
                 order = rows_in_other_layout(last - first, unit, self.plan.source.rope)
                 torch.index_select(source, 0, order, out=other)
                 expected, wrong = (other, source) if move.heads else (source, other)
-                if len(move.shape) == 2:
+                if len(move.shape) == 2 and not move.state:
                     products.append((self._project(source), self._project(actual)))
             n_elements += actual.numel()
             nan, infinite = count_not_finite(actual)
@@ -231,6 +232,11 @@ class Comparison:
         elif control <= 10 * SCORE_TOLERANCE:
             detail += "; the wrong layout would hardly show in these weights"
         return Check("rotated scores", ok, value, control, detail, SCORE_TOLERANCE)
+
+
+def _n_rows(move: Move) -> int:
+    """Return the number of rows of a tensor; a scalar has one."""
+    return move.shape[0] if move.shape else 1
 
 
 def not_finite(tensors: Sequence[TensorResult]) -> str:

@@ -32,6 +32,7 @@ from llamaconv.checkpoint.dcp import open_dcp
 from llamaconv.checkpoint.reader import PieceReader
 from llamaconv.checkpoint.tensors import Piece, TensorInfo
 from llamaconv.checkpoint.torch_rows import TensorBuffer, read_rows
+from llamaconv.checkpoint.trainer_state import read_trainer_state
 from llamaconv.checkpoint.untrusted.dcp_metadata import read_metadata
 from llamaconv.report.errors import FailedError, LlamaconvError
 from llamaconv.verify import inert_pickle
@@ -206,7 +207,8 @@ class DcpLoadReader(IndependentReader):
 
     def _rows(self, name: str, first: int, last: int) -> Tensor:
         if name in self._loaded:
-            return self._loaded[name][first:last]
+            loaded = self._loaded[name]
+            return loaded[first:last] if loaded.shape else loaded.reshape(1)  # a scalar is one row
         part = self.checkpoint.tensors[name]
         if part.stored and _role(part) in ("wq", "wk", "wv"):
             return self._rows_of_heads(part, first, last)
@@ -236,7 +238,8 @@ class DcpLoadReader(IndependentReader):
     @cached_property
     def _stored(self) -> dict[str, TensorInfo]:
         """The tensors as they are stored, with those that were taken apart."""
-        return open_dcp(self.checkpoint.local_path).tensors
+        path = self.checkpoint.local_path
+        return {**open_dcp(path).tensors, **read_trainer_state(path).tensors}
 
 
 def _role(part: TensorInfo) -> str:

@@ -19,6 +19,11 @@ from llamaconv.checkpoint.fused import split_fused
 from llamaconv.checkpoint.reader import PieceReader
 from llamaconv.checkpoint.receipt import Receipt
 from llamaconv.checkpoint.tensors import Piece, TensorInfo
+from llamaconv.checkpoint.trainer_state import (
+    TrainerState,
+    read_trainer_state,
+    with_optimizer,
+)
 from llamaconv.model.names import whole
 from llamaconv.plan.plan import Plan
 from llamaconv.report.errors import LlamaconvError, RefusedError, first_few
@@ -66,13 +71,17 @@ def check_receipt(
     assert receipt is not None
     expected = {one.target: (one.dtype, one.shape) for one in receipt.tensors}
     # The receipt lists roles, also those that are stored together.
-    structure = check_structure(
-        split_fused(found, receipt.params), expected, receipt.params, "receipt"
-    )
+    apart = split_fused(found, receipt.params)
+    if receipt.target.with_optimizer:
+        apart = with_optimizer(apart, receipt.params)
+    structure = check_structure(apart, expected, receipt.params, "receipt")
     if not structure.ok or not digests:
         return (structure,)
     try:
-        return structure, _check_digests(found, receipt, progress or no_progress)
+        state = TrainerState({}, {})
+        if receipt.target.with_optimizer:
+            state = read_trainer_state(found.local_path)
+        return structure, _check_digests(found, state, receipt, progress or no_progress)
     except (LlamaconvError, OSError) as error:
         return structure, Check("digests", False, float("inf"), None, str(error))
 
@@ -99,7 +108,7 @@ def receipt_mismatches(receipt: Receipt, plan: Plan) -> list[str]:
     wrong += [
         f"{move.target_name}: recorded as {told[move.target_name]}; expected "
         f"{(move.source, move.operation)}"
-        for move in plan.written
+        for move in plan.stored
         if told[move.target_name] != (move.source, move.operation)
     ]
     dropped = {move.source for move in plan.moves if move.target is None}
@@ -110,24 +119,37 @@ def receipt_mismatches(receipt: Receipt, plan: Plan) -> list[str]:
     return wrong
 
 
-def _check_digests(found: Checkpoint, receipt: Receipt, progress: Progress) -> Check:
+def _check_digests(
+    found: Checkpoint, state: TrainerState, receipt: Receipt, progress: Progress
+) -> Check:
     recorded = {whole(one.target): one.digests for one in receipt.tensors}
+    tensors = {
+        **found.tensors,
+        **{name: one for name, one in state.tensors.items() if name in recorded},
+    }
+    total = sum(tensor.nbytes for tensor in tensors.values())
     wrong: list[str] = []
     mixed_up, done = 0, 0
     before: tuple[str, ...] = ("",)
     with PieceReader() as reader:
-        for name, tensor in found.tensors.items():
+        for name, tensor in tensors.items():
             digests: tuple[str, ...] = ()
             for piece in sorted(tensor.pieces, key=lambda piece: piece.start):
                 digests += (_digest(reader, tensor, piece),)
                 done += tensor.nbytes // len(tensor.pieces)
-                progress("verify", done, found.total_bytes)
+                progress("verify", done, total)
             if digests != recorded[name]:
                 wrong.append(name)
             # The control: what would be seen had every tensor the bytes of the one before it.
             mixed_up += digests != before
             before = digests
+    for one in receipt.values:
+        value = state.values.get(one.target)
+        if value is None or xxhash.xxh3_128_hexdigest(value.read()) != one.digest:
+            wrong.append(one.target)
     detail = f"{len(recorded)} tensors have the bytes that were written (xxh3-128)"
+    if receipt.values:
+        detail += f", and so have {len(receipt.values)} other entries of the trainer's state"
     if wrong:
         detail = f"{len(wrong)} tensors have changed since they were written: {first_few(wrong)}"
     return Check("digests", not wrong, float(len(wrong)), float(mixed_up), detail)

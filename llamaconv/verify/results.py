@@ -24,6 +24,7 @@ CONTROL = (
 _UNITS = {
     "structure": "tensors",
     "bits": "elements",
+    "trainer's values": "entries",
     "rotated scores": "% of the largest score",
     "logits": "% of the largest logit",
     "loss": "nats per token",
@@ -37,7 +38,7 @@ class Check:
     """One figure, and whether it is as it should be.
 
     Attributes:
-        name: structure, bits, rotated scores, logits, loss, digests or receipt.
+        name: structure, bits, trainer's values, rotated scores, logits, loss, digests or receipt.
         ok: Whether it passed.
         value: The figure; at most ``tolerance`` if all is right.
         control: The same figure for a deliberately wrong conversion, None if there is none.

@@ -4,6 +4,7 @@
   and config.json, params.json and the receipt describe the same model;
 - bits: every element equals the source's. Rows are reordered by index arithmetic that shares no
   code with the engine;
+- trainer's values: with an optimizer, what is no tensor has the source's bytes, by torch's index;
 - rotated scores: q and k of every layer give the same attention scores at distances above 0, each
   side with the rotation of its own layout;
 - logits and loss: the reference model on both sides, if it is small enough.
@@ -26,6 +27,7 @@ from llamaconv.checkpoint.fused import split_fused
 from llamaconv.checkpoint.hub_address import local, path_or_address
 from llamaconv.checkpoint.huggingface import CONFIG
 from llamaconv.checkpoint.open import open_checkpoint
+from llamaconv.checkpoint.trainer_state import with_optimizer
 from llamaconv.plan.plan import Plan
 from llamaconv.plan.planner import make_plan
 from llamaconv.plan.target import Target, target_like
@@ -38,6 +40,7 @@ from llamaconv.verify.logits import MOST_BYTES, check_logits
 from llamaconv.verify.receipt_check import check_receipt, receipt_mismatches, verify_receipt
 from llamaconv.verify.results import Check, Verification, checks_from_json, checks_to_json
 from llamaconv.verify.structure import check_structure
+from llamaconv.verify.trainer_values import check_values
 
 # What readers and the disk raise for a side that cannot be read.
 _UNREADABLE = (LlamaconvError, OSError)
@@ -119,7 +122,7 @@ def verify_plan(
             target = _opened(plan, folder)
             structure = _check_structure(plan, target)
         except RefusedError as error:
-            nothing = float(len(plan.written))
+            nothing = float(len(plan.stored))
             structure = Check("structure", False, nothing, None, error.problems[0].message)
     checks = _from_first([structure] if structure else [], ranks)
     if not checks[0].ok:
@@ -143,6 +146,8 @@ def verify_plan(
             return Verification(tuple(checks))
     tensors, layers = comparison.merge(findings)
     checks.append(comparison.bits_check(tensors))
+    if plan.values:
+        checks += _from_first([check_values(plan, folder)] if ranks.first else [], ranks)
     if not_finite(tensors):
         # Scores and logits would be NaN too.
         return Verification(tuple(checks), tuple(layers), tuple(tensors))
@@ -160,8 +165,10 @@ def verify_plan(
 
 
 def _opened(plan: Plan, folder: Path) -> Checkpoint:
-    """Open a target, and take apart what its generation stores together."""
-    return split_fused(open_checkpoint(folder), plan.ready()[0])
+    """Open a target, with its optimizer, and take apart what its generation stores together."""
+    params, _ = plan.ready()
+    found = split_fused(open_checkpoint(folder), params)
+    return with_optimizer(found, params) if plan.target.with_optimizer else found
 
 
 def _from_first(checks: Sequence[Check], ranks: Ranks) -> list[Check]:
@@ -181,7 +188,7 @@ def _reason(error: LlamaconvError | OSError, plan: Plan, folder: Path) -> str:
 def _check_structure(plan: Plan, target: Checkpoint) -> Check:
     """Compare the target with the plan; the control is a target with wrong names."""
     params, _ = plan.ready()
-    expected = {move.target_name: (move.dtype, move.shape) for move in plan.written}
+    expected = {move.target_name: (move.dtype, move.shape) for move in plan.stored}
     other = "titan-0.2" if plan.target.naming == "titan-0.3" else "titan-0.3"
     renamed = (move.role and move.role.in_naming(other, move.layer) for move in plan.written)
     misnamed = tuple(name or "" for name in renamed)

@@ -1,0 +1,122 @@
+"""What TorchTitan saved beside the model in a distributed checkpoint: the state of its trainer.
+
+A DCP is opened without it (`dcp.open_dcp`); this reads it for a conversion that carries it along. Its
+tensors are those of the optimizer. All else is one ``torch.save`` archive per entry, of a number, a
+tuple or bytes: these are located and never opened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llamaconv.checkpoint.checkpoint import Checkpoint
+from llamaconv.checkpoint.dcp import entry_tensor
+from llamaconv.checkpoint.fused import fused_role, parts_of
+from llamaconv.checkpoint.tensors import TensorInfo
+from llamaconv.checkpoint.untrusted.dcp_metadata import NAME, UnknownEntry, read_metadata
+from llamaconv.model.names import OPTIMIZER, Role, identify, trainer_state
+from llamaconv.model.params import LlamaParams
+from llamaconv.report.errors import Problem
+
+_STATE = f"{OPTIMIZER}.state."
+
+
+@dataclass(frozen=True)
+class StoredValue:
+    """An entry that is not a tensor, where it lies: its file, its first byte, its length in bytes."""
+
+    name: str
+    file: Path
+    offset: int
+    length: int
+
+    def read(self) -> bytes:
+        """Return its bytes, which are never unpickled. Raises ``OSError``."""
+        with self.file.open("rb") as opened:
+            opened.seek(self.offset)
+            return opened.read(self.length)
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """The trainer's entries of a checkpoint.
+
+    Attributes:
+        tensors: Its tensors by name.
+        values: All other entries by name.
+        problems: An error for each entry that cannot be read.
+    """
+
+    tensors: dict[str, TensorInfo]
+    values: dict[str, StoredValue]
+    problems: tuple[Problem, ...] = ()
+
+
+def read_trainer_state(folder: Path) -> TrainerState:
+    """Read where the trainer's entries of the DCP in ``folder`` are.
+
+    Raises:
+        RefusedError: The metadata cannot be trusted or read.
+    """
+    metadata = read_metadata(folder)
+    tensors: dict[str, TensorInfo] = {}
+    values: dict[str, StoredValue] = {}
+    problems: list[Problem] = []
+    for name, entry in metadata.entries.items():
+        if not trainer_state(name):
+            continue
+        if isinstance(entry, UnknownEntry):
+            problems.append(Problem(f"{folder / NAME}: {name}: {entry.reason}", (name,)))
+        elif entry is None:
+            place = metadata.locations.get((name, None))
+            if place is None:
+                problems.append(Problem(f"{folder}: {name}: is in no file", (name,)))
+                continue
+            values[name] = StoredValue(name, folder / place.file, place.offset, place.length)
+        else:
+            try:
+                tensors[name] = entry_tensor(folder, name, entry, metadata.locations)
+            except (OSError, ValueError) as error:
+                problems.append(Problem(f"{folder}: tensor {name}: {error}", (name,)))
+    return TrainerState(tensors, values, tuple(problems))
+
+
+def parameter_of(name: str, naming: str | None) -> tuple[Role, int | None, str, str] | None:
+    """Return what a tensor of an optimizer belongs to; None for other names.
+
+    Args:
+        name: Such as ``optimizer.state.layers.0.attention.wo.weight.exp_avg``.
+        naming: The naming of the model's tensors.
+
+    Returns:
+        Role and layer of the parameter, whose role may be one of `FUSED`; its name; and the name of
+        the state, such as ``exp_avg``.
+    """
+    if not name.startswith(_STATE):
+        return None
+    parameter, _, state = name.removeprefix(_STATE).rpartition(".")
+    known = identify(parameter, naming) or fused_role(parameter)
+    return (*known, parameter, state) if known else None
+
+
+def with_optimizer(checkpoint: Checkpoint, params: LlamaParams) -> Checkpoint:
+    """Return a DCP with the optimizer's tensors among its own, and fused ones of them apart.
+
+    Raises:
+        RefusedError: The metadata cannot be read.
+    """
+    found = read_trainer_state(checkpoint.local_path)
+    tensors = dict(checkpoint.tensors)
+    for name, tensor in found.tensors.items():
+        known = parameter_of(name, checkpoint.naming)
+        if known and known[0].parts and tensor.shape == known[0].shape(params):
+            tensors |= {one.name: one for one in split_state(tensor, known[0], params)}
+        elif name.startswith(_STATE):
+            tensors[name] = tensor
+    return replace(checkpoint, tensors=tensors, problems=(*checkpoint.problems, *found.problems))
+
+
+def split_state(tensor: TensorInfo, role: Role, params: LlamaParams) -> list[TensorInfo]:
+    """Return the parts of an optimizer's tensor of a fused parameter, as its weight is split."""
+    return [*parts_of(tensor, role, [f"{tensor.name}[{part}]" for part in role.parts], params)]
