@@ -7,7 +7,7 @@ the header of each entry.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from llamaconv.checkpoint import receipt
@@ -26,6 +26,7 @@ from llamaconv.checkpoint.untrusted.dcp_metadata import (
 from llamaconv.checkpoint.untrusted.files import open_file
 from llamaconv.checkpoint.untrusted.torch_archive import Archive
 from llamaconv.checkpoint.weight_sets import is_complete
+from llamaconv.model.families import FAMILIES, family_with
 from llamaconv.model.names import (
     GENERATIONS,
     Layout,
@@ -34,6 +35,7 @@ from llamaconv.model.names import (
     trainer_state,
     why_needless,
 )
+from llamaconv.model.params import LlamaParams
 from llamaconv.report.errors import Problem, first_few, warning
 
 # transformers' models are saved under transformers' own names, by FSDP and others.
@@ -90,19 +92,31 @@ def open_dcp(folder: Path) -> Checkpoint:
     if naming is None:
         what = what_names_are(names) if names else next(others, _NO_MODEL)
         problems.append(Problem(f"{folder}: {what}", tuple(names), explains_missing=True))
-    # Without a receipt, assume the layout that the owner of the names trains.
-    usual: Layout = "half_split" if naming == "huggingface" else "interleaved"
     return Checkpoint(
         path=folder,
         format="dcp",
         tensors=tensors,
         naming=naming,
-        rope=written.target.rope if written else usual,
+        rope=written.target.rope if written else usual_layout(names, naming),
         params=written.params if written else None,
         problems=tuple(problems),
         ignored=ignored.listed(),
         receipt=written,
     )
+
+
+def usual_layout(
+    names: Iterable[str], naming: str | None, params: LlamaParams | None = None
+) -> Layout:
+    """Return the layout that the owner of ``names`` trains, for a DCP that has no receipt.
+
+    Without the parameters, the tensors show the family.
+    """
+    if naming == "huggingface":
+        return "half_split"
+    found = (identify(name, naming) for name in names)
+    family = family_with({known[0].name for known in found if known})
+    return (FAMILIES[params.family] if params else family).titan.layout
 
 
 def _lost_in_files(folder: Path, locations: Locations, problems: list[Problem]) -> set[str]:

@@ -49,6 +49,7 @@ from llamaconv.checkpoint.weight_sets import (
     weight_sets,
 )
 from llamaconv.model.config_json import from_config
+from llamaconv.model.families import family_named
 from llamaconv.model.names import NAMINGS, best_naming, identify, why_needless
 from llamaconv.model.params_json import PARAMS
 from llamaconv.report.errors import Problem, collect_problems, first_few, warning
@@ -134,7 +135,7 @@ def read_config(
     """
     is_plain = bool(tensors) and all(one.dtype in WEIGHT_DTYPES for one in tensors.values())
     params, problems = from_config(entries, shapes_by_role(tensors, naming), str(path), is_plain)
-    if entries.get("model_type", "llama") != "llama":
+    if "model_type" in entries and family_named(entries["model_type"]) is None:
         # Another family has other tensors.
         problems = [replace(problem, explains_missing=True) for problem in problems]
     return ModelConfig(path, entries, params, tuple(problems))

@@ -202,7 +202,8 @@ def _target_options(command: argparse.ArgumentParser) -> None:
         "to": "format of the target; auto is dcp, or hf from a DCP",
         "generation": "tensor names of a DCP: of TorchTitan 0.3.0; of its main branch since "
         "2026-09-21, in no release yet; of 0.1.0 to 0.2.2; or of its script of 2024",
-        "rope": "layout of the q and k rows of a DCP",
+        "rope": "layout of the q and k rows of a DCP; auto is the one that TorchTitan's own model of "
+        "the family rotates",
         "dtype": "keep each tensor's dtype, or cast all; a value that overflows is an error",
         "tie": "what a tied or conflicting head becomes; auto fails on a conflict",
     }

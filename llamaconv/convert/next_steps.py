@@ -49,6 +49,7 @@ def next_steps(plan: Plan, target: Path, dump: Path | None) -> Advice:
             assets=plan.assets,
             huggingface=source if isinstance(source, Path) else None,
             resumes=plan.target.with_optimizer,
+            biases=plan.biases,
         )
         return replace(advice, notes=(*advice.notes, *_small_files(plan)))
     if plan.target.format == "meta":

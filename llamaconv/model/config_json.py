@@ -11,6 +11,7 @@ import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from llamaconv.model.families import FAMILIES, LLAMA, Family, family_named
 from llamaconv.model.params import (
     MOST,
     MOST_HEADS,
@@ -25,13 +26,6 @@ TRANSFORMERS_DEFAULT_THETA = 10000.0
 """transformers' own default; old config.json files leave the entry out and rely on it."""
 
 
-BIAS_FLAGS = {
-    "attention_bias": ("wq.bias", "wk.bias", "wv.bias", "wo.bias"),
-    "mlp_bias": ("w1.bias", "w2.bias", "w3.bias"),
-}
-"""The roles whose biases transformers reads if an entry is true."""
-
-
 # Other spellings of entries that are written from the parameters.
 _REPLACED = ("rope_parameters", "dtype")
 
@@ -40,11 +34,6 @@ _QUANTISED = ("quantization_config", "compression_config", "quantization")
 
 NOT_CARRIED = (*_QUANTISED, "auto_map")
 """Entries that do not hold for what is written: plain weights, without code of their own."""
-
-
-def bias_flags(roles: Collection[str]) -> dict[str, bool]:
-    """Return the entries that tell transformers which biases a model with these roles has."""
-    return {flag: not set(biases).isdisjoint(roles) for flag, biases in BIAS_FLAGS.items()}
 
 
 def to_config(
@@ -61,10 +50,11 @@ def to_config(
         base: Another config.json, whose further entries (token ids, …) are kept.
         roles: The roles of the tensors that are written; biases among them set the flags.
     """
+    family = FAMILIES[params.family]
     config = {k: v for k, v in (base or {}).items() if k not in _REPLACED + NOT_CARRIED}
     config |= {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "hidden_act": "silu",
         "hidden_size": params.dim,
         "intermediate_size": params.ffn_dim,
@@ -78,7 +68,7 @@ def to_config(
         "rope_scaling": _scaling_entry(params.rope_scaling),
         "tie_word_embeddings": params.tied,
         "torch_dtype": dtype,
-        **bias_flags(roles),
+        **family.flags_of(roles),
     }
     if params.max_position is not None:
         config["max_position_embeddings"] = params.max_position
@@ -129,15 +119,18 @@ def from_config(
         another family explains whatever else is odd in it.
     """
     reader = ParamsReader(config, where)
-    params = _params(reader, shapes)
-    if other_family := _other_family(reader):
+    family, other_family = _family(reader)
+    params = _params(reader, shapes, family)
+    if other_family:
         reader.problems = [Problem(f"{where}: {other_family}")]
     else:
-        _check_leftovers(reader, is_plain)
+        _check_leftovers(reader, family, is_plain)
     return (params if reader.sized else None), reader.problems
 
 
-def _params(reader: ParamsReader, shapes: Mapping[str, tuple[int, ...]]) -> LlamaParams:
+def _params(
+    reader: ParamsReader, shapes: Mapping[str, tuple[int, ...]], family: Family
+) -> LlamaParams:
     """Read the parameters; whatever is wrong in them is added to ``reader``."""
     config = reader.values
     for entry, (role, axis) in _FROM_SHAPE.items():
@@ -146,7 +139,7 @@ def _params(reader: ParamsReader, shapes: Mapping[str, tuple[int, ...]]) -> Llam
             reader.warn(f"{entry} is missing; using {shapes[role][axis]} from the shape of {role}")
     dim = reader.count("hidden_size")
     n_layers = reader.count("num_hidden_layers", most=MOST_LAYERS)
-    n_heads, n_kv_heads, head_dim = _heads(reader, dim, shapes)
+    n_heads, n_kv_heads, head_dim = _heads(reader, dim, shapes, family)
     ffn_dim = reader.count("intermediate_size")
     vocab_size = reader.count("vocab_size")
     theta, scaling = _rope(reader)
@@ -168,6 +161,7 @@ def _params(reader: ParamsReader, shapes: Mapping[str, tuple[int, ...]]) -> Llam
         rope_scaling=scaling,
         tied=_tied(reader),
         max_position=reader.count("max_position_embeddings") if has_length else None,
+        family=family.model_type,
     )
 
 
@@ -231,34 +225,43 @@ def _tied(reader: ParamsReader) -> bool:
     return tied is True
 
 
-def _other_family(reader: ParamsReader) -> str:
-    """Return why this is not a plain Llama; empty if it is."""
-    family, classes = reader.values.get("model_type"), reader.values.get("architectures")
-    foreign = [] if not isinstance(classes, list) else [c for c in classes if not _is_llamas(c)]
-    if family not in (None, "llama"):
-        return (
-            f"model_type {family!r} is not supported; llamaconv converts 'llama' only, because "
-            "other families differ in tensors or in the rotation"
+def _family(reader: ParamsReader) -> tuple[Family, str]:
+    """Return the family, or Llama and why it is none of those that are converted."""
+    name, classes = reader.values.get("model_type"), reader.values.get("architectures")
+    classes = classes if isinstance(classes, list) else []
+    if family := family_named(name):
+        if foreign := [one for one in classes if not _is_of(one, family)]:
+            reader.warn(
+                f"model_type is {name!r}, but architectures is {foreign}; taken as {name!r}"
+            )
+        return family, ""
+    converted = f"llamaconv converts {', '.join(map(repr, FAMILIES))} only"
+    if name is not None:
+        return LLAMA, (
+            f"model_type {name!r} is not supported; {converted}, because other families differ in "
+            "tensors or in the rotation"
         )
-    if foreign and family is None:
-        return (
-            f"model_type is missing and architectures is {foreign}, which is not supported; "
-            "llamaconv converts 'llama' only"
-        )
-    if foreign:
-        reader.warn(f"model_type is 'llama', but architectures is {foreign}; taken as 'llama'")
-    return ""
+    if not classes:
+        return LLAMA, ""
+    for one in FAMILIES.values():
+        if all(_is_of(name, one) for name in classes):
+            return one, ""
+    return LLAMA, (
+        f"model_type is missing and architectures is {classes}, which is not supported; {converted}"
+    )
 
 
-def _is_llamas(name: object) -> bool:
-    return isinstance(name, str) and name.lower().startswith("llama")
+def _is_of(name: object, family: Family) -> bool:
+    """Return whether a class of transformers is of the family."""
+    start = family.architecture.removesuffix("ForCausalLM").lower()
+    return isinstance(name, str) and name.lower().startswith(start)
 
 
-def _check_leftovers(reader: ParamsReader, is_plain: bool) -> None:
-    """Report entries that mean another model than a plain Llama, or that no longer hold."""
+def _check_leftovers(reader: ParamsReader, family: Family, is_plain: bool) -> None:
+    """Report entries that mean another model than a plain one, or that no longer hold."""
     activation = reader.values.get("hidden_act", "silu")
     if activation != "silu":
-        reader.error(f"hidden_act must be 'silu' in a Llama; got {activation!r}")
+        reader.error(f"hidden_act must be 'silu' in a {family.title}; got {activation!r}")
     if found := {entry: value for entry in _QUANTISED if (value := reader.values.get(entry))}:
         entries = " and ".join(f"{entry} ({_scheme(value)})" for entry, value in found.items())
         if is_plain:
@@ -276,8 +279,8 @@ def _check_leftovers(reader: ParamsReader, is_plain: bool) -> None:
     if code := reader.values.get("auto_map"):
         reader.warn(
             f"auto_map names code of the model's own ({reprlib.repr(code)}), which may compute "
-            "something else; the model is taken as transformers' Llama, and the entry is not "
-            "written"
+            f"something else; the model is taken as transformers' {family.title}, and the entry is "
+            "not written"
         )
 
 
@@ -293,10 +296,12 @@ def kv_heads(
     n_heads: int,
     head_dim: int,
     shapes: Mapping[str, tuple[int, ...]],
+    default: int | None = None,
 ) -> int:
     """Return the number of kv heads: what ``entry`` says, else what the rows of k are.
 
-    Without the entry there is one kv head per query head (transformers' LlamaConfig, Meta's code).
+    Without the entry there are ``default``, or else one kv head per query head (transformers'
+    LlamaConfig, Meta's code).
     """
     q_rows, k_rows = ((*shapes.get(role, ()), 0)[0] for role in ("wq", "wk"))
     found = k_rows // head_dim
@@ -304,16 +309,19 @@ def kv_heads(
     if reader.values.get(entry) is None and is_whole and 0 < found < n_heads:
         reader.warn(f"{entry} is missing; using {found}, from the {k_rows} rows of k")
         return found
-    return reader.count(entry, default=n_heads, most=MOST_HEADS)
+    if entry in reader.values:
+        default = None  # null stands for one per query head in every family
+    return reader.count(entry, default=default or n_heads, most=MOST_HEADS)
 
 
 def _heads(
-    reader: ParamsReader, dim: int, shapes: Mapping[str, tuple[int, ...]]
+    reader: ParamsReader, dim: int, shapes: Mapping[str, tuple[int, ...]], family: Family
 ) -> tuple[int, int, int]:
     """Return the number of heads and of kv heads, and rows per head."""
     n_heads = reader.count("num_attention_heads", most=MOST_HEADS)
-    head_dim = _head_dim(reader, dim, n_heads, shapes.get("wq"))
-    n_kv_heads = kv_heads(reader, "num_key_value_heads", n_heads, head_dim, shapes)
+    head_dim = _head_dim(reader, dim, n_heads, shapes.get("wq"), family)
+    usual = family.defaults.get("num_key_value_heads")
+    n_kv_heads = kv_heads(reader, "num_key_value_heads", n_heads, head_dim, shapes, usual)
     if n_heads % n_kv_heads:
         reader.size_error(
             f"num_attention_heads {n_heads} must be a multiple of num_key_value_heads "
@@ -324,21 +332,24 @@ def _heads(
     return n_heads, n_kv_heads, head_dim
 
 
-def _head_dim(reader: ParamsReader, dim: int, n_heads: int, wq: tuple[int, ...] | None) -> int:
+def _head_dim(
+    reader: ParamsReader, dim: int, n_heads: int, wq: tuple[int, ...] | None, family: Family
+) -> int:
     from_rows = wq[0] // n_heads if wq and wq[0] and wq[0] % n_heads == 0 else None
     if reader.values.get("head_dim") is not None:
         return reader.count("head_dim")
+    usual = family.defaults.get("head_dim")
     if from_rows is None:
-        if dim % n_heads:
+        if usual is None and dim % n_heads:
             reader.size_error(
                 f"head_dim is missing, and hidden_size {dim} is not a multiple of "
                 f"num_attention_heads {n_heads}"
             )
-        return dim // n_heads or 1
-    if from_rows * n_heads != dim:
+        return usual or dim // n_heads or 1
+    if from_rows != (usual or dim / n_heads):
         reader.warn(
             f"head_dim is missing; using {from_rows} from the {wq[0] if wq else 0} rows of q, "
-            "not hidden_size / num_attention_heads"
+            f"not {usual or 'hidden_size / num_attention_heads'}"
         )
     return from_rows
 

@@ -1,7 +1,8 @@
 """A small reference Llama: the forward pass in either RoPE layout, for verify and teaching.
 
-Two short functions over a mapping of weights, so that the whole model can be read in a sitting,
-and an argument swaps the layout. The concession: float32 throughout, and all logits at once.
+Short functions over a mapping of weights, so that the whole model can be read in a sitting, and an
+argument swaps the layout. The weights of a family decide: a bias, or a norm within the heads of q
+and k, is applied if it is there. The concession: float32 throughout, and all logits at once.
 `forward` asks for the weights of one layer at a time, so a mapping may read them when asked.
 
 Names of tensors end in their axes: B texts, P positions, C width of the model, V tokens of the
@@ -10,7 +11,7 @@ vocabulary, F pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -23,8 +24,8 @@ from llamaconv.model.params import LlamaParams
 Weights = Mapping[tuple[str, int | None], Tensor]
 """Weights by role (see `llamaconv.model.names`) and layer: ``("wq", 3)``, ``("norm", None)``."""
 
-LAYER_ROLES = tuple(r.name for r in ROLES.values() if r.per_layer and not r.optional)
-"""The roles of the weights of one layer."""
+LAYER_ROLES = tuple(role.name for role in ROLES.values() if role.per_layer)
+"""The roles of the weights of one layer. `block` does without those that no model has to have."""
 
 
 def forward(
@@ -53,9 +54,14 @@ def forward(
 
     x = F.embedding(tokens_BP, weights["tok_embeddings", None].float())
     for layer in range(params.n_layers):
-        of_layer = {role: weights[role, layer].float() for role in LAYER_ROLES}
+        of_layer = {role: weights[role, layer].float() for role in layer_roles(weights, layer)}
         x = block(of_layer, params, x, rotate, attention)
     return norm(x, weights["norm", None].float(), params) @ weights["output", None].float().T
+
+
+def layer_roles(places: Collection[tuple[str, int | None]], layer: int) -> list[str]:
+    """Return the roles that a layer has among ``places``, in the order of a forward pass."""
+    return [role for role in LAYER_ROLES if (role, layer) in places]
 
 
 def angles(params: LlamaParams, n_positions: int, first: int = 0) -> Tensor:
@@ -65,8 +71,37 @@ def angles(params: LlamaParams, n_positions: int, first: int = 0) -> Tensor:
 
 
 def norm(x_BPC: Tensor, gain_C: Tensor, params: LlamaParams) -> Tensor:
-    """Return ``x_BPC`` normalized, times ``gain_C``."""
-    return F.rms_norm(x_BPC, (params.dim,), gain_C, params.norm_eps)
+    """Return ``x_BPC`` normalized along its last axis, times ``gain_C``."""
+    return F.rms_norm(x_BPC, gain_C.shape, gain_C, params.norm_eps)
+
+
+def linear(x_BPC: Tensor, weights: Mapping[str, Tensor], role: str) -> Tensor:
+    """Return the product with a matrix, and its bias added if there is one."""
+    return with_bias(x_BPC @ weights[role].T, weights, role)
+
+
+def with_bias(product: Tensor, weights: Mapping[str, Tensor], role: str) -> Tensor:
+    """Return ``product`` with the bias of a role added, if there is one."""
+    bias = weights.get(f"{role}.bias")
+    return product if bias is None else product + bias
+
+
+def heads(product: Tensor, weights: Mapping[str, Tensor], role: str, params: LlamaParams) -> Tensor:
+    """Return the heads of "wq", "wk" or "wv", as they are before the rotation.
+
+    Args:
+        product: The product of the input with the matrix, shape ``(..., heads * D)``.
+        weights: The bias of the role (``wq.bias``) and the norm within its heads (``q_norm``), if
+            there are such; other weights are not needed.
+        role: The role of the matrix.
+        params: The model's parameters.
+
+    Returns:
+        Shape ``(..., heads, D)``.
+    """
+    split = with_bias(product, weights, role).unflatten(-1, (-1, params.head_dim))
+    gain = weights.get(f"{role[1]}_norm")
+    return split if gain is None else norm(split, gain, params)
 
 
 def block(
@@ -92,9 +127,7 @@ def block(
         Shape ``(B, P, C)``.
     """
     h = norm(x, weights["attention_norm"], params)
-    q = (h @ weights["wq"].T).unflatten(-1, (params.n_heads, params.head_dim))
-    k = (h @ weights["wk"].T).unflatten(-1, (params.n_kv_heads, params.head_dim))
-    v = (h @ weights["wv"].T).unflatten(-1, (params.n_kv_heads, params.head_dim))
+    q, k, v = (heads(h @ weights[role].T, weights, role, params) for role in ("wq", "wk", "wv"))
     q, k = rotate(q, "wq"), rotate(k, "wk")
     if past is not None:
         if past:
@@ -107,10 +140,10 @@ def block(
         attention.append((q @ k.mT / params.head_dim**0.5 + mask_PP).softmax(-1))
     # A single position sees all others, so it needs no mask.
     mixed = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
-    x = x + mixed.transpose(1, 2).flatten(-2) @ weights["wo"].T
+    x = x + linear(mixed.transpose(1, 2).flatten(-2), weights, "wo")
     h = norm(x, weights["ffn_norm"], params)
-    gate, up = h @ weights["w1"].T, h @ weights["w3"].T
-    return x + (F.silu(gate) * up) @ weights["w2"].T
+    gate, up = linear(h, weights, "w1"), linear(h, weights, "w3")
+    return x + linear(F.silu(gate) * up, weights, "w2")
 
 
 def loss(logits_BPV: Tensor, tokens_BP: Tensor) -> Tensor:

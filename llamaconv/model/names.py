@@ -23,10 +23,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+from llamaconv.model.families import EXTRA_ROLES, FAMILIES
+from llamaconv.model.families import Layout as Layout
 from llamaconv.model.params import LlamaParams
-
-Layout = Literal["interleaved", "half_split"]
-"""Which rows of a head of q or k form a pair that RoPE rotates, see `rope`."""
 
 Kind = Literal["embedding", "q and k", "v and o", "feed-forward", "norms", "head"]
 """What a role is for; the groups that tables and pictures show."""
@@ -105,8 +104,8 @@ class Role:
 
     @property
     def optional(self) -> bool:
-        """Whether a Llama is complete without it."""
-        return self.name.endswith(".bias")
+        """Whether a model of some family is complete without it."""
+        return self.name in EXTRA_ROLES
 
     def shape(self, params: LlamaParams) -> tuple[int, ...]:
         """Return its shape in a model of these parameters."""
@@ -205,9 +204,14 @@ _OF_AN_OPTIMIZER = re.compile(r".*\.(?:exp_avg|exp_avg_sq|max_exp_avg_sqs?|momen
 
 
 def every_role(params: LlamaParams) -> Iterator[tuple[Role, int | None]]:
-    """Yield role and layer of each tensor of a complete Llama, in the order of a forward pass."""
+    """Yield role and layer of each tensor of a complete model, in the order of a forward pass."""
     yield ROLES["tok_embeddings"], None
-    layered = [role for role in ROLES.values() if role.per_layer and not role.optional]
+    needed = FAMILIES[params.family].roles
+    layered = [
+        role
+        for role in ROLES.values()
+        if role.per_layer and (role.name in needed or not role.optional)
+    ]
     for layer in range(params.n_layers):
         yield from ((role, layer) for role in layered)
     yield ROLES["norm"], None

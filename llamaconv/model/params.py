@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from sys import float_info
 from typing import Any, TypeGuard
 
+from llamaconv.model.families import FAMILIES
+
 MOST_LAYERS = 1024
 """Eight times as many as the deepest Llama has (405B: 126). Each layer costs names in memory."""
 
@@ -26,6 +28,7 @@ SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "voc
 """The attributes of `LlamaParams` that are the same for as long as a model has its weights."""
 
 _IN_CONFIG = {
+    "family": "model_type",
     "norm_eps": "rms_norm_eps",
     "tied": "tie_word_embeddings",
     "max_position": "max_position_embeddings",
@@ -105,6 +108,7 @@ class LlamaParams:
         rope_scaling: Scaling of RoPE's frequencies, if there is one.
         tied: Whether the head is the embedding.
         max_position: The longest context, in tokens, if a file states it.
+        family: The model family, a key of `llamaconv.model.families.FAMILIES`.
     """
 
     dim: int
@@ -119,6 +123,7 @@ class LlamaParams:
     rope_scaling: RopeScaling | None = None
     tied: bool = False
     max_position: int | None = None
+    family: str = "llama"
 
     def differences(self, other: LlamaParams) -> dict[str, tuple[Any, Any]]:
         """Return both values of each attribute that differs, by the names of config.json.
@@ -170,7 +175,10 @@ class LlamaParams:
         """Raise ``ValueError`` if a value cannot be that of a Llama."""
         for one in fields(self):
             value, most = getattr(self, one.name), most_of(one.name)
-            if one.name == "tied":
+            if one.name == "family":
+                is_valid = isinstance(value, str) and value in FAMILIES
+                expected = f"one of {', '.join(FAMILIES)}"
+            elif one.name == "tied":
                 is_valid, expected = type(value) is bool, "true or false"
             elif one.name == "rope_scaling":
                 is_valid = value is None or all(is_number(n) for n in vars(value).values())

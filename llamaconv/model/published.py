@@ -14,6 +14,7 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass, replace
 
+from llamaconv.model.families import FAMILIES
 from llamaconv.model.params import LlamaParams, RopeScaling
 from llamaconv.report.tables import Table
 
@@ -22,14 +23,15 @@ LLAMA_3_THETA = 500_000.0
 LLAMA_31_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
 LLAMA_32_SCALING = RopeScaling(32.0, 1.0, 4.0, 8192)
 
-_SIZES = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim")
+_SIZES = ("family", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim")
 
 
 @dataclass(frozen=True)
 class Published:
     """A released model; the attributes are those of `LlamaParams`.
 
-    ``max_position`` is what its config.json says. ``norm_eps`` is None if it does not tell releases apart; then it is not compared.
+    ``max_position`` is what its config.json says. ``norm_eps`` is None if it does not tell releases
+    apart; then it is not compared. ``head_dim`` is None for heads of ``dim / n_heads``.
     """
 
     name: str
@@ -44,11 +46,32 @@ class Published:
     tied: bool = False
     norm_eps: float | None = None
     max_position: int = 2048
+    family: str = "llama"
+    head_dim: int | None = None
 
     def has_sizes_of(self, params: LlamaParams) -> bool:
-        """Return whether layers, widths and heads are those of ``params``."""
+        """Return whether family, layers, widths and heads are those of ``params``."""
         same = all(getattr(self, name) == getattr(params, name) for name in _SIZES)
-        return same and self.dim == params.q_rows
+        return same and (self.head_dim or self.dim / self.n_heads) == params.head_dim
+
+    @property
+    def params(self) -> LlamaParams:
+        """Its parameters; eps is 1e-5, that of most releases, if it does not tell them apart."""
+        return LlamaParams(
+            dim=self.dim,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_kv_heads,
+            head_dim=self.head_dim or self.dim // self.n_heads,
+            ffn_dim=self.ffn_dim,
+            vocab_size=self.vocab_size,
+            norm_eps=self.norm_eps or 1e-5,
+            rope_theta=self.rope_theta,
+            rope_scaling=self.rope_scaling,
+            tied=self.tied,
+            max_position=self.max_position,
+            family=self.family,
+        )
 
     def differences(self, params: LlamaParams) -> tuple[str, ...]:
         """Return what differs in addition to the sizes, one text each with both values."""
@@ -167,7 +190,7 @@ class ClosestPublished:
             return names
         if names:
             return f"sizes of {names}, but {', '.join(self.differences)}"
-        return "not a published Llama"
+        return f"not a published {FAMILIES[self.params.family].title if self.params else 'Llama'}"
 
     def __str__(self) -> str:
         if self.params is None:
@@ -178,7 +201,7 @@ class ClosestPublished:
         if self.names:
             names, differences = " or ".join(self.names), ", ".join(self.differences)
             return f"The sizes are those of {names}, but {differences}."
-        return f"Not a published Llama: {self.params}."
+        return f"Not a published {FAMILIES[self.params.family].title}: {self.params}."
 
     __repr__ = __str__
 
@@ -211,8 +234,8 @@ def token_ids(vocab_size: int) -> dict[str, int]:
     return dict(zip(names, _TOKENS.get(vocab_size, ()), strict=False))
 
 
-def published() -> Table:
-    """Return the table that `closest_published` compares with, oldest model first."""
+def published(family: str = "llama") -> Table:
+    """Return the models of a family that `closest_published` compares with, oldest first."""
     columns = ("model", "layers", "width", "heads", "kv heads", "ffn", "vocabulary", "RoPE base")
     rows = [
         (
@@ -222,5 +245,6 @@ def published() -> Table:
             "tied" if one.tied else "",
         )
         for one in PUBLISHED
+        if one.family == family
     ]
     return Table((*columns, "scaling", "head"), rows, right=(*columns[1:], "scaling"))

@@ -169,20 +169,9 @@ def _shape(lengths: tuple[int, ...]) -> str:
 
 
 def flavour_params(flavour: releases.Flavour) -> LlamaParams:
-    """Return a stock flavour's parameters: base 500000, eps 1e-5 and the stock scaling."""
-    return LlamaParams(
-        dim=flavour.dim,
-        n_layers=flavour.n_layers,
-        n_heads=flavour.n_heads,
-        n_kv_heads=flavour.n_kv_heads,
-        head_dim=flavour.dim // flavour.n_heads,
-        ffn_dim=flavour.ffn_dim,
-        vocab_size=flavour.vocab_size,
-        norm_eps=1e-5,
-        rope_theta=500000.0,
-        rope_scaling=releases.STOCK_SCALING,
-        tied=flavour.tied,
-    )
+    """Return a stock flavour's parameters, with the scaling of the newest release."""
+    scaling = releases.RELEASES[0].scaling.get(flavour.module)
+    return replace(flavour.params, rope_scaling=scaling)
 
 
 def nearest_flavour(plan: Plan) -> str:
@@ -190,12 +179,21 @@ def nearest_flavour(plan: Plan) -> str:
     params = plan.params
     if params is None:
         return "8B"
-    if fitting := releases.flavour_of_shapes(params):
+    if fitting := releases.flavour_of_shapes(params, plan.biases):
         return fitting.name
     own = log(_elements(params))
     return min(
-        releases.FLAVOURS, key=lambda one: abs(log(_elements(flavour_params(one))) - own)
+        releases.flavours_of(params), key=lambda one: abs(log(_elements(flavour_params(one))) - own)
     ).name
+
+
+def _flavours(plan: Plan) -> tuple[releases.Flavour, ...]:
+    return releases.flavours_of(plan.params) if plan.params else releases.FLAVOURS
+
+
+def flavour_names(plan: Plan) -> tuple[str, ...]:
+    """Return the stock flavours of the model that computes what the plan's family does."""
+    return tuple(dict.fromkeys(one.name for one in _flavours(plan)))
 
 
 def _elements(params: LlamaParams) -> int:
@@ -214,7 +212,7 @@ def against_flavour(plan: Plan, flavour: str) -> Table:
 
     Args:
         plan: The plan.
-        flavour: The name of one of `torchtitan.releases.FLAVOURS`.
+        flavour: The name of one of `flavour_names`.
 
     Returns:
         One row per difference, and one per differing parameter that is in no tensor.
@@ -222,7 +220,7 @@ def against_flavour(plan: Plan, flavour: str) -> Table:
     Raises:
         RefusedError: There is no such flavour.
     """
-    found = {one.name: one for one in releases.FLAVOURS}
+    found = {one.name: one for one in _flavours(plan)}
     if flavour not in found:
         raise RefusedError(f"flavour must be one of {', '.join(found)}; got {flavour!r}")
     stock = flavour_params(found[flavour])

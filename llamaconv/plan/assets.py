@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llamaconv.checkpoint.checkpoint import Checkpoint, ModelConfig
+from llamaconv.checkpoint.dcp import usual_layout
 from llamaconv.checkpoint.fused import split_fused
 from llamaconv.checkpoint.hub_address import HubAddress, HubFile, path_or_address
 from llamaconv.checkpoint.huggingface import CONFIG, NOT_IN_WEIGHTS, read_config
@@ -78,7 +79,11 @@ def find_assets(source: Checkpoint, target: Target) -> Assets:
         problems += unsaid
     files = find_small_files(folder, source, target)
     problems += files.problems
-    known = replace(source, params=params, problems=(*_kept(source, target, config), *problems))
+    rope = source.rope
+    if source.format == "dcp" and source.receipt is None and params is not None:
+        rope = usual_layout(source.tensors, source.naming, params)
+    kept = _kept(source, target, config)
+    known = replace(source, params=params, rope=rope, problems=(*kept, *problems))
     return Assets(split_fused(known), folder, config, further, files)
 
 

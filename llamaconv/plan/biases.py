@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from llamaconv.checkpoint.checkpoint import Checkpoint, ModelConfig
 from llamaconv.checkpoint.reader import all_zero
 from llamaconv.checkpoint.tensors import TensorInfo
-from llamaconv.model.config_json import BIAS_FLAGS
+from llamaconv.model.families import FAMILIES, LLAMA
 from llamaconv.model.names import ROLES
 from llamaconv.model.params import LlamaParams
 from llamaconv.plan.target import Target
@@ -119,7 +119,7 @@ def _of(role: str) -> str:
 
 def _incomplete(found: Mapping[str, list[TensorInfo]], params: LlamaParams) -> Iterator[Problem]:
     """Yield a warning if a model has some of the biases that one flag stands for."""
-    for flag, roles in BIAS_FLAGS.items():
+    for flag, roles in FAMILIES[params.family].flags.items():
         expected = len(roles) * params.n_layers
         stored = sum(len(found.get(role, ())) for role in roles)
         if 0 < stored < expected:
@@ -130,9 +130,12 @@ def _incomplete(found: Mapping[str, list[TensorInfo]], params: LlamaParams) -> I
             )
 
 
-def check_flags(config: ModelConfig, known: Known, target: Target) -> Iterator[Problem]:
+def check_flags(
+    config: ModelConfig, known: Known, target: Target, params: LlamaParams | None
+) -> Iterator[Problem]:
     """Yield a warning for each flag of config.json that the tensors do not bear out."""
-    for flag, roles in BIAS_FLAGS.items():
+    family = FAMILIES[params.family] if params else LLAMA
+    for flag, roles in family.flags.items():
         names = [tensor.name for (role, _), tensor in known.items() if role in roles]
         stated = config.entries.get(flag, False)
         if stated is True and not names:

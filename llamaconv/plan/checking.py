@@ -7,12 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from llamaconv.checkpoint.checkpoint import Checkpoint, ModelConfig
 from llamaconv.checkpoint.reader import all_one
 from llamaconv.checkpoint.tensors import WEIGHT_DTYPES, TensorInfo
+from llamaconv.model.families import FAMILIES
 from llamaconv.model.names import ROLES, whole
 from llamaconv.model.params import LlamaParams
 from llamaconv.model.params_json import unfit
 from llamaconv.plan.plan import Move
 from llamaconv.plan.target import Target
 from llamaconv.report.errors import Problem, first_few, warning
+from llamaconv.torchtitan.releases import ROTATIONS
 
 Known = Mapping[tuple[str, int | None], TensorInfo]
 """Tensors by role name and layer."""
@@ -74,6 +76,22 @@ def check_joined(moves: Iterable[Move]) -> Iterator[Problem]:
             f"dtypes, such as {name}: {sources}. Choose one with --dtype",
             tuple(source for _, one in mixed for source in one.values()),
         )
+
+
+def check_layout(params: LlamaParams, target: Target) -> Iterator[Problem]:
+    """Yield a warning if no stock model of TorchTitan rotates the rows of a DCP as they will be."""
+    family = FAMILIES[params.family]
+    if target.layout == family.titan.layout:
+        return
+    how = {
+        "half_split": "keeps q and k rows as transformers has them",
+        "interleaved": "reorders q and k rows",
+    }
+    yield warning(
+        f"--rope {target.layout} {how[target.layout]}. Every stock {family.titan.module} of "
+        f"TorchTitan rotates {family.titan.layout} pairs, so this one needs "
+        f"{ROTATIONS[target.layout]}"
+    )
 
 
 def _wrong_shapes(source: Checkpoint, known: Known, params: LlamaParams) -> Iterator[Problem]:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from llamaconv.checkpoint.checkpoint import Checkpoint
 from llamaconv.checkpoint.tensors import TensorInfo
-from llamaconv.model.names import ROLES, Role, bare_name, every_role, identify, whole
+from llamaconv.model.families import FAMILIES, Family
+from llamaconv.model.names import (
+    GENERATIONS,
+    ROLES,
+    Role,
+    bare_name,
+    every_role,
+    identify,
+    whole,
+)
 from llamaconv.model.params import LlamaParams
 from llamaconv.plan.biases import resolve_biases
 from llamaconv.plan.plan import Move, Operation
-from llamaconv.plan.target import Target
+from llamaconv.plan.target import RULES, Target
 from llamaconv.plan.tied_head import resolve_head
 from llamaconv.report.errors import Problem, explained, first_few
 
@@ -55,6 +64,7 @@ class Mover:
         self.params, self.problems = head.params, list(head.problems)
         self.moves: list[Move] = []
         self.missing: list[str] = []
+        unplaced: dict[str, list[str]] = {}
         for role, layer in every_role(params):
             tensor = head.sources.get((role.name, layer))
             if role.name in head.left_out:
@@ -63,9 +73,32 @@ class Mover:
                 self.missing.append(whole(role.in_naming(self._naming, layer) or role.name))
             elif name := role.in_naming(target.naming, layer):
                 self._move(role, layer, tensor, name, head.written.get(role.name))
+            else:
+                unplaced.setdefault(role.name, []).append(tensor.name)
+        self.problems += self._no_such(unplaced)
         self.missing = list(dict.fromkeys(self.missing))  # one tensor may lack several roles
         self._report_missing(tuple(before))
         self._move_rest(known)
+
+    def _no_such(self, unplaced: Mapping[str, list[str]]) -> Iterator[Problem]:
+        """Yield an error if the target's naming lacks tensors that the family needs."""
+        if not unplaced:
+            return
+        family = FAMILIES[self.params.family]
+        names = tuple(name for its in unplaced.values() for name in its)
+        ways = [
+            f"--to {rules.to}" for rules in RULES.values() if self._has_all(rules.naming, family)
+        ]
+        ways += [f"--generation {one}" for one in GENERATIONS if self._has_all(one, family)]
+        yield Problem(
+            f"{self._source.path}: a {family.title} has {' and '.join(unplaced)} in every layer, and "
+            f"{self._target} has no such tensors ({first_few(names, 2)}). Use {' or '.join(ways)}",
+            names,
+        )
+
+    @staticmethod
+    def _has_all(naming: str | None, family: Family) -> bool:
+        return naming is not None and all(ROLES[role].names[naming] for role in family.roles)
 
     def _report_missing(self, before: tuple[Problem, ...]) -> None:
         accounted = {bare_name(name, self._naming) for name in explained(before)}
@@ -74,7 +107,7 @@ class Mover:
             return
         self.problems.append(
             Problem(
-                f"{self._source.path}: {len(lost)} tensors that a Llama of {self.params.n_layers} "
+                f"{self._source.path}: {len(lost)} tensors that a {FAMILIES[self.params.family].title} of {self.params.n_layers} "
                 f"layers needs are missing: {first_few(lost)}. {self._why_missing(lost)}",
                 lost,
             )

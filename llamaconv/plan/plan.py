@@ -291,7 +291,13 @@ class Plan:
         """Return what each TorchTitan release makes of the model; None if this is not a DCP."""
         if self.target.format != "dcp" or self.params is None:
             return None
-        return releases.fits(self.params, self.target.layout, self.source_trains)
+        return releases.fits(self.params, self.target.layout, self.source_trains, self.biases)
+
+    @property
+    def biases(self) -> frozenset[str]:
+        """The roles of the biases that the target gets."""
+        roles = {move.place[0] for move in self.written}
+        return frozenset(role for role in roles if role.endswith(".bias"))
 
     @property
     def source_trains(self) -> bool:

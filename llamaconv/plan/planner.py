@@ -14,14 +14,14 @@ from llamaconv.checkpoint.tensors import WEIGHT_DTYPES
 from llamaconv.model.config_json import NOT_CARRIED
 from llamaconv.plan.assets import Assets, find_assets
 from llamaconv.plan.biases import check_flags
-from llamaconv.plan.checking import check_dtype, check_joined, check_tensors
+from llamaconv.plan.checking import check_dtype, check_joined, check_layout, check_tensors
 from llamaconv.plan.moving import Mover, drop
 from llamaconv.plan.plan import Plan
 from llamaconv.plan.small_files import SmallFiles
 from llamaconv.plan.sorting import sort_tensors
 from llamaconv.plan.target import Target
 from llamaconv.plan.trainer_moves import TrainerMoves, plan_trainer_state
-from llamaconv.report.errors import Problem, explained, warning
+from llamaconv.report.errors import Problem, explained
 
 
 def make_plan(source: Checkpoint, target: Target | None = None) -> Plan:
@@ -52,6 +52,7 @@ def with_header_errors(source: Checkpoint) -> Checkpoint:
 
 def _planned(assets: Assets, target: Target) -> Plan:
     source = assets.source
+    target = target.resolve(source)
     found = sort_tensors(source)
     moves = [drop(tensor, reason) for tensor, reason in found.needless]
     # config.json and the tensors say the same: weights are quantised.
@@ -76,7 +77,7 @@ def _planned(assets: Assets, target: Target) -> Plan:
         problems += check_tensors(source, target, unexplained, params)
     config = assets.config or (source.config if source.format == "huggingface" else None)
     if config is not None:
-        problems += check_flags(config, found.known, target)
+        problems += check_flags(config, found.known, target, params)
         problems += check_dtype(config, moves, target)
     problems += check_joined(moves)
     trainer = TrainerMoves()
@@ -94,13 +95,8 @@ def _planned(assets: Assets, target: Target) -> Plan:
                 "convert. Choose another --to, --generation, --rope, --dtype or --shards"
             )
         )
-    if target.format == "dcp" and target.layout != "interleaved":
-        problems.append(
-            warning(
-                "--rope half_split keeps q and k rows as transformers has them. Every stock model "
-                "of TorchTitan rotates interleaved pairs, so this one needs a rotate-half RoPE"
-            )
-        )
+    if target.format == "dcp" and params is not None:
+        problems += check_layout(params, target)
     return Plan(
         source=source,
         target=target,

@@ -19,7 +19,9 @@ from llamaconv.checkpoint.other_families import (
     scheme_of,
 )
 from llamaconv.checkpoint.tensors import TensorInfo
-from llamaconv.model.names import ROLES, bare_name, identify, why_needless
+from llamaconv.model.families import FAMILIES, family_named
+from llamaconv.model.names import ROLES, Role, bare_name, identify, why_needless
+from llamaconv.model.params import LlamaParams
 from llamaconv.report.errors import Problem, explained, first_few
 
 # A Llama's names have up to 6 parts, and wrappers of trainers may add some.
@@ -57,12 +59,20 @@ def sort_tensors(source: Checkpoint) -> SortedTensors:
         known = identify(name, source.naming) or fused_role(name)
         if reason := why_needless(name):
             found.needless.append((tensor, reason))
-        elif known and (source.params is None or (known[1] or 0) < source.params.n_layers):
+        elif known and _is_of(source.params, *known):
             found.known[known[0].name, known[1]] = tensor
         else:
             found.unknown.append(name)
     found.problems += _causes(source, found)
     return found
+
+
+def _is_of(params: LlamaParams | None, role: Role, layer: int | None) -> bool:
+    """Return whether a model of these parameters, if they are known, has such a tensor."""
+    if params is None:
+        return True
+    has = not role.optional or role.name in FAMILIES[params.family].extra
+    return has and (layer or 0) < params.n_layers
 
 
 def _causes(source: Checkpoint, found: SortedTensors) -> Iterator[Problem]:
@@ -83,8 +93,8 @@ def _causes(source: Checkpoint, found: SortedTensors) -> Iterator[Problem]:
             rest = [name for name in rest if name not in set(heads)]
     if empty := [tensor for tensor in found.known.values() if 0 in tensor.shape]:
         yield _placeholders(source, empty, found.known)
-    family = source.config.entries.get("model_type", "llama") if source.config else "llama"
-    if rest and family == "llama":  # or config.json has been refused for it
+    stated = source.config.entries.get("model_type") if source.config else None
+    if rest and (stated is None or family_named(stated)):  # or config.json has been refused for it
         yield _unknown(source, rest)
 
 

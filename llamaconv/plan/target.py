@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from llamaconv.checkpoint.checkpoint import Checkpoint, Format
+from llamaconv.model.families import FAMILIES, LLAMA
 from llamaconv.model.names import Layout
 from llamaconv.report.errors import Problem, RefusedError
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "to": ("auto", "dcp", "hf", "meta"),
     "generation": ("titan-0.3", "titan-main", "titan-0.2", "titan-2024"),
-    "rope": ("interleaved", "half_split"),
+    "rope": ("auto", "interleaved", "half_split"),
     "dtype": ("keep", "float32", "bfloat16", "float16"),
     "tie": ("auto", "embedding", "head", "untie"),
 }
@@ -69,9 +71,9 @@ class Target:
         generation: The tensor names of a DCP: "titan-0.3" for TorchTitan 0.3.0, "titan-main" for
             its main branch since 2026-09-21 (fused wqkv and w13, in no release yet), "titan-0.2"
             for 0.1.0 to 0.2.2, "titan-2024" for its conversion script of 2024.
-        rope: The layout of q and k rows in a DCP. Every stock model of TorchTitan expects
-            "interleaved"; with "half_split" nothing is reordered from Hugging Face, and the model
-            must rotate pairs that are half a head apart.
+        rope: The layout of q and k rows in a DCP. "auto" is the one that TorchTitan's stock models
+            of the family rotate: "interleaved" for its llama3, "half_split" for its qwen3. With the
+            other one, the model must rotate the other pairs.
         dtype: "keep" each tensor's dtype, or cast all to this one. A value that overflows fails
             the conversion.
         shards: Row chunks per tensor in a DCP, cut as FSDP cuts (a fused w13 within both of its
@@ -93,7 +95,7 @@ class Target:
 
     to: str = "auto"
     generation: str = "titan-0.3"
-    rope: Layout = "interleaved"
+    rope: Layout | Literal["auto"] = "auto"
     dtype: str = "keep"
     shards: int = 1
     max_shard_size: int = 5_000_000_000
@@ -119,12 +121,16 @@ class Target:
             raise RefusedError(map(Problem, problems))
 
     def resolve(self, source: Checkpoint) -> Target:
-        """Return the same target with "auto" replaced by the format for ``source``."""
-        if self.to != "auto":
-            return self
-        if self.with_optimizer:
-            return replace(self, to=RULES["dcp"].to)
-        return replace(self, to=RULES[RULES[source.format].by_default].to)
+        """Return the same target with every "auto" replaced by what suits ``source``.
+
+        ``rope`` stays if the parameters of ``source`` are not known yet, or if the format decides.
+        """
+        usual = "dcp" if self.with_optimizer else RULES[source.format].by_default
+        to = RULES[usual].to if self.to == "auto" else self.to
+        rope = self.rope
+        if rope == "auto" and source.params and not RULES[_FORMATS[to]].layout:
+            rope = FAMILIES[source.params.family].titan.layout
+        return replace(self, to=to, rope=rope)
 
     @property
     def format(self) -> Format:
@@ -139,7 +145,8 @@ class Target:
     @property
     def layout(self) -> Layout:
         """The layout of the target's q and k rows."""
-        return RULES[self.format].layout or self.rope
+        usual = LLAMA.titan.layout if self.rope == "auto" else self.rope
+        return RULES[self.format].layout or usual
 
     def __str__(self) -> str:
         rules = RULES[self.format]

@@ -9,11 +9,12 @@ Limit: the advice starts training; learning rate and parallelism are up to the u
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llamaconv.model.families import FAMILIES
 from llamaconv.model.names import Layout
 from llamaconv.model.params import LlamaParams
 from llamaconv.report import shell
@@ -22,7 +23,7 @@ from llamaconv.torchtitan.module import NAME as MODULE
 from llamaconv.torchtitan.module import module_text
 from llamaconv.torchtitan.releases import (
     IN_HUGGINGFACE,
-    STOCK_SCALING,
+    RELEASES,
     UNRELEASED,
     Release,
     flavour_of_shapes,
@@ -131,12 +132,13 @@ def advise(
     assets: Path | None = None,
     huggingface: Path | None = None,
     resumes: bool = False,
+    biases: Collection[str] = (),
 ) -> Advice:
     """Return how to start training from a converted checkpoint.
 
-    With ``--rope half_split`` the model must rotate pairs that are half a head apart. TorchTitan
-    0.3.0 has such a RoPE (CosSinRoPE) without Llama 3 scaling; the advice then defines a model that
-    uses it.
+    If the rows are not in the layout that stock models of the family rotate, the advice defines a
+    model with the other RoPE. TorchTitan 0.3.0 has both: ComplexRoPE for interleaved rows, and
+    CosSinRoPE, which has no Llama 3 scaling, for half_split rows.
 
     Args:
         params: The model.
@@ -147,6 +149,7 @@ def advise(
         assets: The folder with the model's tokenizer, if one is known.
         huggingface: The source, if it is a Hugging Face folder with the same values.
         resumes: Whether it is a full checkpoint, from which a run goes on, and not a model alone.
+        biases: The roles of the biases that the checkpoint has.
 
     Returns:
         The advice for the newest release that reads the checkpoint, with earlier ones in ``older``.
@@ -155,12 +158,26 @@ def advise(
     if resumes:
         releases = tuple(release for release in releases if release.full)
     if generation in UNRELEASED:
-        return Advice("TorchTitan's main branch", "", "", "", tuple(_of_main(params, resumes)))
+        return Advice(
+            "TorchTitan's main branch", "", "", "", tuple(_of_main(params, biases, resumes))
+        )
     if not releases:
         note = "no release loads these names. To train, convert to titan-0.3 or titan-0.2"
         return Advice("TorchTitan of 2024", "", "", "", (note,))
     newest, *older = (
-        _advise_for(release, params, layout, checkpoint, dump_folder, assets, huggingface, resumes)
+        _advise_for(
+            *(
+                release,
+                params,
+                layout,
+                biases,
+                checkpoint,
+                dump_folder,
+                assets,
+                huggingface,
+                resumes,
+            )
+        )
         for release in releases
     )
     return replace(newest, older=tuple(older))
@@ -172,7 +189,7 @@ _RESUMES = (
 )
 
 
-def _of_main(params: LlamaParams, resumes: bool) -> Iterator[str]:
+def _of_main(params: LlamaParams, biases: Collection[str], resumes: bool) -> Iterator[str]:
     """Yield what is known about the main branch."""
     yield (
         f"these names are read by {UNRELEASED['titan-main']}, and by no release yet: 0.3.0 rejects "
@@ -188,11 +205,13 @@ def _of_main(params: LlamaParams, resumes: bool) -> Iterator[str]:
             "to go on with the run, put the folder into DUMP/checkpoint as step-N. The optimizer's keys "
             "are taken to be the names of the parameters, as 0.3.0 has it; this was not run on main"
         )
-    if (near := flavour_of_shapes(params)) and params.rope_scaling != STOCK_SCALING:
+    newest = RELEASES[0]
+    near = flavour_of_shapes(params, biases)
+    if near and params.rope_scaling != (stock := newest.scaling.get(near.module)):
         scaling = params.rope_scaling.factor if params.rope_scaling else "none"
         yield (
-            f"compare the RoPE scaling of its {near.name}: in 0.3.0 the factor is "
-            f"{STOCK_SCALING.factor}, this model's is {scaling}"
+            f"compare the RoPE scaling of its {near.name}: in {newest.version} the factor is "
+            f"{stock.factor if stock else 'none'}, this model's is {scaling}"
         )
 
 
@@ -200,6 +219,7 @@ def _advise_for(
     release: Release,
     params: LlamaParams,
     layout: Layout,
+    biases: Collection[str],
     checkpoint: Path,
     dump_folder: Path | None,
     assets: Path | None,
@@ -207,13 +227,15 @@ def _advise_for(
     resumes: bool,
 ) -> Advice:
     title = f"TorchTitan {release.version}"
-    if missing := why_not(params, release, layout):
+    if missing := why_not(params, release, layout, biases):
         return Advice(title, "", "", "", (missing,))
-    flavour = stock_flavour(params, release) if layout == "interleaved" else None
+    titan = FAMILIES[params.family].titan
+    flavour = stock_flavour(params, release, layout, biases)
     name = flavour.name if flavour else "converted"
     words = release.choose if flavour else release.define
-    # 0.3.0 names its configurations in lower case.
-    model = words.format(flavour=name.lower() if release.generation == "titan-0.3" else name)
+    # 0.3.0 names its configurations as functions: qwen3_0_6b.
+    stated = name.lower().replace(".", "_") if release.generation == "titan-0.3" else name
+    model = words.format(module=titan.module, flavour=stated)
     where = (
         f"{release.dump_folder} {shell.quote(str(dump_folder.absolute()))}"
         if dump_folder
@@ -225,7 +247,7 @@ def _advise_for(
     flags = [model, f"{release.enable} {where}", *filter(None, [release.text_flags])]
     further = [f"{release.tokenizer} {shell.quote(str(tokenizer))}"] if tokenizer else []
     launch = "torchrun --nproc-per-node 8 -m torchtitan.train"
-    warnings = tuple(_warnings(params, release, dump_folder, resumes))
+    warnings = tuple(_warnings(params, release, biases, dump_folder, resumes))
     notes = tuple(_notes(params, release, tokenizer))
     if resumes:
         notes = (_RESUMES, *notes)
@@ -243,7 +265,7 @@ def _advise_for(
         title,
         name,
         " ".join([launch, *flags, *further]),
-        "" if flavour else module_text(params, release, layout),
+        "" if flavour else module_text(params, release, layout, biases),
         notes,
         warnings=warnings,
         script=script_text(
@@ -270,12 +292,16 @@ def _tokenizer(release: Release, assets: Path | None) -> Path | None:
 
 
 def _warnings(
-    params: LlamaParams, release: Release, dump_folder: Path | None, resumes: bool
+    params: LlamaParams,
+    release: Release,
+    biases: Collection[str],
+    dump_folder: Path | None,
+    resumes: bool,
 ) -> Iterator[str]:
-    near = flavour_of_shapes(params)
-    if near and params.rope_scaling != release.scaling:
+    near = flavour_of_shapes(params, biases)
+    if near and params.rope_scaling != (scaling := release.scaling.get(near.module)):
         factor = params.rope_scaling.factor if params.rope_scaling else "none"
-        stock = release.scaling.factor if release.scaling else "none"
+        stock = scaling.factor if scaling else "none"
         yield (
             f"do not use the stock flavour {near.name}: its RoPE scaling is {stock}, this model's "
             f"{factor}; short prompts would hide the difference"

@@ -7,8 +7,10 @@ builds decides. `advice` turns the facts into commands.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
+from llamaconv.model.families import FAMILIES
 from llamaconv.model.names import Layout
 from llamaconv.model.params import LlamaParams, RopeScaling
 from llamaconv.model.published import LLAMA_3_THETA, LLAMA_31_SCALING, PUBLISHED
@@ -21,41 +23,55 @@ IN_HUGGINGFACE = "--checkpoint.initial_load_in_hf"
 """The flag with which a release starts from a Hugging Face folder."""
 
 
+ROTATIONS: Mapping[Layout, str] = {
+    "half_split": "a rotate-half RoPE",
+    "interleaved": "a RoPE of complex numbers",
+}
+"""The RoPE that rows of each layout need."""
+
+
 @dataclass(frozen=True)
 class Flavour:
-    """One of TorchTitan's stock Llama 3 models. All have RoPE base 500000 and eps 1e-5."""
+    """One of TorchTitan's stock models. How its RoPE is scaled depends on the release.
+
+    Attributes:
+        name: Its name there.
+        params: Its parameters, without a scaling.
+    """
 
     name: str
-    dim: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    ffn_dim: int
-    vocab_size: int = 128256
-    tied: bool = False
+    params: LlamaParams
 
-    def fits(self, params: LlamaParams) -> bool:
-        """Return whether shapes, RoPE base and eps are those of ``params``, whatever the scaling."""
-        names = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "vocab_size", "tied")
-        return (
-            all(getattr(params, name) == getattr(self, name) for name in names)
-            and params.q_rows == params.dim
-            and params.rope_theta == LLAMA_3_THETA
-            and params.norm_eps == 1e-5
-        )
+    @property
+    def module(self) -> str:
+        """The name of the model that it is a flavour of."""
+        return FAMILIES[self.params.family].titan.module
+
+    def fits(self, params: LlamaParams, biases: Collection[str] = ()) -> bool:
+        """Return whether a model has these shapes, RoPE base and eps, whatever its scaling.
+
+        Args:
+            params: The parameters of the model.
+            biases: The roles of its biases; no stock flavour has any.
+        """
+        module = FAMILIES[params.family].titan.module
+        # What else differs between families of one module is in no tensor.
+        alike = replace(params, rope_scaling=None, max_position=None, family=self.params.family)
+        return not biases and module == self.module and alike == self.params
 
 
 def _flavour(model: str) -> Flavour:
-    """Return the flavour with the sizes of a published model, named by its size."""
-    one = next(one for one in PUBLISHED if one.name == model)
-    sizes = (one.dim, one.n_layers, one.n_heads, one.n_kv_heads, one.ffn_dim, one.vocab_size)
-    return Flavour(model.split()[-1], *sizes, tied=one.tied)
+    """Return the flavour with the parameters of a published model, named by its size."""
+    params = next(one.params for one in PUBLISHED if one.name == model)
+    return Flavour(model.split()[-1], replace(params, rope_scaling=None, max_position=None))
 
+
+_LLAMA_DEBUGMODEL = LlamaParams(256, 6, 16, 16, 16, 768, 2048, 1e-5, LLAMA_3_THETA)
 
 FLAVOURS = (
     *map(_flavour, ("Llama 3.2 1B", "Llama 3.2 3B", "Llama 3.1 8B", "Llama 3.1 70B")),
     _flavour("Llama 3.1 405B"),
-    Flavour("debugmodel", 256, 6, 16, 16, 768, vocab_size=2048),
+    Flavour("debugmodel", _LLAMA_DEBUGMODEL),
 )
 
 
@@ -66,9 +82,9 @@ class Release:
     Attributes:
         version: The release.
         generation: The tensor names that it reads.
-        flavours: The flavours that a flag chooses (0.3.0 also defines 1B and 3B, but has no
-            configuration for them).
-        scaling: The RoPE scaling of its stock flavours.
+        flavours: For each model that was run, the flavours that a flag chooses (0.3.0 also defines
+            1B and 3B of llama3, and 4B and 8B of qwen3, but has no configuration for them).
+        scaling: The RoPE scaling of the stock flavours of each model; they are plain if it has none.
         tied: Whether its Llama can tie the head to the embedding.
         wide_heads: Whether its heads can differ from ``dim / n_heads``.
         enable: The flag that turns checkpoints on.
@@ -89,8 +105,8 @@ class Release:
 
     version: str
     generation: str
-    flavours: tuple[str, ...]
-    scaling: RopeScaling | None
+    flavours: Mapping[str, tuple[str, ...]]
+    scaling: Mapping[str, RopeScaling]
     tied: bool
     wide_heads: bool
     enable: str
@@ -107,10 +123,11 @@ class Release:
     ignores_path: bool
 
 
-_STOCK = ("8B", "70B", "405B", "debugmodel")
+_STOCK = {"llama3": ("8B", "70B", "405B", "debugmodel")}
+_SCALED = {"llama3": STOCK_SCALING}
 # What its reader of tokenizers looks for.
 _FAST_TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt")
-_OLD_CHOOSE = "--model.name llama3 --model.flavor {flavour}"
+_OLD_CHOOSE = "--model.name {module} --model.flavor {flavour}"
 _OLD_DEFINE = f"{_OLD_CHOOSE} --experimental.custom_import converted_llama"
 
 # Newest first of each generation.
@@ -119,13 +136,13 @@ RELEASES = (
         version="0.3.0",
         generation="titan-0.3",
         flavours=_STOCK,
-        scaling=STOCK_SCALING,
+        scaling=_SCALED,
         tied=True,
         wide_heads=True,
         enable="--checkpoint.enable",
         full="--checkpoint.no_initial_load_model_only",
         dump_folder="--dump_folder",
-        choose="--module llama3 --config llama3_{flavour}",
+        choose="--module {module} --config {module}_{flavour}",
         define="--module converted_llama --config {flavour}",
         tokenizer="--hf_assets_path",
         tokenizer_is="folder",
@@ -140,7 +157,7 @@ RELEASES = (
         version="0.2.2",
         generation="titan-0.2",
         flavours=_STOCK,
-        scaling=STOCK_SCALING,
+        scaling=_SCALED,
         tied=False,
         wide_heads=False,
         enable="--checkpoint.enable",
@@ -160,8 +177,8 @@ RELEASES = (
     Release(
         version="0.1.0",
         generation="titan-0.2",
-        flavours=_STOCK[:3],
-        scaling=None,
+        flavours={"llama3": _STOCK["llama3"][:3]},
+        scaling={},
         tied=False,
         wide_heads=False,
         enable="--checkpoint.enable_checkpoint",
@@ -195,19 +212,41 @@ def releases_of(generation: str) -> tuple[Release, ...]:
     return tuple(release for release in RELEASES if release.generation == generation)
 
 
-def flavour_of_shapes(params: LlamaParams) -> Flavour | None:
+def flavours_of(params: LlamaParams) -> tuple[Flavour, ...]:
+    """Return the flavours of the model that computes what the family of ``params`` does."""
+    module = FAMILIES[params.family].titan.module
+    return tuple(one for one in FLAVOURS if one.module == module)
+
+
+def flavour_of_shapes(params: LlamaParams, biases: Collection[str] = ()) -> Flavour | None:
     """Return the flavour with these shapes, base and eps, whatever its RoPE scaling."""
-    return next((flavour for flavour in FLAVOURS if flavour.fits(params)), None)
+    return next((flavour for flavour in FLAVOURS if flavour.fits(params, biases)), None)
 
 
-def stock_flavour(params: LlamaParams, release: Release) -> Flavour | None:
-    """Return the flavour with exactly these parameters, RoPE scaling included."""
-    near = flavour_of_shapes(params)
-    chosen = near is not None and near.name in release.flavours
-    return near if chosen and params.rope_scaling == release.scaling else None
+def stock_flavour(
+    params: LlamaParams, release: Release, layout: Layout, biases: Collection[str] = ()
+) -> Flavour | None:
+    """Return the flavour with exactly these parameters, and rows in its layout.
+
+    Args:
+        params: The model.
+        release: The release.
+        layout: The layout of the q and k rows.
+        biases: The roles of the biases.
+    """
+    titan = FAMILIES[params.family].titan
+    near = flavour_of_shapes(params, biases)
+    chosen = near is not None and near.name in release.flavours.get(titan.module, ())
+    exact = chosen and layout == titan.layout
+    return near if exact and params.rope_scaling == release.scaling.get(titan.module) else None
 
 
-def fits(params: LlamaParams, layout: Layout, is_huggingface: bool = False) -> Table:
+def fits(
+    params: LlamaParams,
+    layout: Layout,
+    is_huggingface: bool = False,
+    biases: Collection[str] = (),
+) -> Table:
     """Return one row per release: the names it reads, and the stock flavour or why none fits.
 
     The last row is about the main branch, whose flavours were not run.
@@ -216,10 +255,11 @@ def fits(params: LlamaParams, layout: Layout, is_huggingface: bool = False) -> T
         params: The model.
         layout: The layout of the q and k rows of the DCP.
         is_huggingface: Whether the source is a Hugging Face folder that a release can read too.
+        biases: The roles of the biases that the DCP has.
     """
     rows = []
     for release in RELEASES:
-        flavour = stock_flavour(params, release) if layout == "interleaved" else None
+        flavour = stock_flavour(params, release, layout, biases)
         rows.append(
             (
                 release.version,
@@ -228,7 +268,7 @@ def fits(params: LlamaParams, layout: Layout, is_huggingface: bool = False) -> T
                 _fitting(release, is_huggingface)
                 if flavour
                 else why_not(params, release, layout)
-                or f"{_difference(params, release, layout)}; `convert` writes a module for it",
+                or f"{_difference(params, release, layout, biases)}; `convert` writes a module for it",
             )
         )
     rows += [
@@ -246,31 +286,49 @@ def _fitting(release: Release, is_huggingface: bool) -> str:
     )
 
 
-def _difference(params: LlamaParams, release: Release, layout: Layout) -> str:
-    near = flavour_of_shapes(params)
+def _difference(
+    params: LlamaParams, release: Release, layout: Layout, biases: Collection[str]
+) -> str:
+    titan = FAMILIES[params.family].titan
+    near = flavour_of_shapes(params, biases)
+    if biases:
+        return f"no flavour has biases (this model: {', '.join(sorted(biases))})"
     if near is None:
         return "no flavour has these shapes, RoPE base and eps"
-    if layout != "interleaved":
-        return f"{near.name} rotates interleaved pairs"
-    if near.name not in release.flavours:
+    if layout != titan.layout:
+        return f"{near.name} rotates {titan.layout} pairs"
+    if near.name not in release.flavours[titan.module]:
         return f"{near.name} has no configuration"
-    stock, own = (s.factor if s else "none" for s in (release.scaling, params.rope_scaling))
+    stock, own = (
+        s.factor if s else "none" for s in (release.scaling.get(titan.module), params.rope_scaling)
+    )
     return f"{near.name} has RoPE scaling {stock}, this model {own}"
 
 
-def why_not(params: LlamaParams, release: Release, layout: Layout) -> str:
+def why_not(
+    params: LlamaParams, release: Release, layout: Layout, biases: Collection[str] = ()
+) -> str:
     """Return why the release has no such model; empty if it has."""
+    titan = FAMILIES[params.family].titan
+    if titan.module not in release.flavours:
+        return f"no {titan.module} of this release is supported; use --generation titan-0.3"
+    if biases and release.generation != "titan-0.3":
+        return f"TorchTitan {release.version} has no biases; use --generation titan-0.3"
     if params.q_rows != params.dim and not release.wide_heads:
         return (
             f"TorchTitan {release.version} has heads of dim / n_heads only, not of {params.head_dim}; "
             "use --generation titan-0.3"
         )
-    if params.rope_scaling and release.scaling is None:
+    if params.rope_scaling and not release.scaling:
         return f"TorchTitan {release.version} has no RoPE scaling"
-    if layout == "half_split" and (release.generation != "titan-0.3" or params.rope_scaling):
+    if layout != titan.layout and release.generation != "titan-0.3":
         return (
-            "every stock model rotates interleaved pairs; half_split rows need a model with a "
-            "rotate-half RoPE"
-            + (" that scales, and CosSinRoPE has no such scaling" if params.rope_scaling else "")
+            f"every stock {titan.module} rotates {titan.layout} pairs, and {layout} rows need "
+            f"{ROTATIONS[layout]}; use --generation titan-0.3"
+        )
+    if layout == "half_split" and params.rope_scaling:
+        return (
+            f"{layout} rows need {ROTATIONS[layout]} that scales, and CosSinRoPE has no such scaling; "
+            "use --rope interleaved"
         )
     return ""

@@ -8,6 +8,7 @@ Shape suffixes: R rows, C columns, P position, H head, D head dimension, F pair 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from llamaconv.checkpoint.torch_rows import TensorBuffer
 from llamaconv.checkpoint.weight_values import OddValues, count_not_finite
-from llamaconv.model import rope
+from llamaconv.model import forward, rope
 from llamaconv.model.names import Layout
 from llamaconv.plan.plan import Move, Plan
 from llamaconv.ranks import ALONE, Ranks
@@ -77,7 +78,9 @@ class Comparison:
         generator = torch.Generator().manual_seed(0)
         shape = (len(_POSITIONS), self.params.dim)
         self._x_PC = torch.randn(shape, generator=generator) / self.params.dim**0.5
-        self._projected: dict[str, tuple[Tensor, Tensor]] = {}
+        # What scores need of one layer: the heads' products with the input, biases and norms.
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+        self._needed = Counter(move.layer for move in plan.written if move.role and move.role.heads)
         # One buffer per step, reused for every window. New memory for each window left holes that
         # small results then took: up to 8 MB more per window.
         self._cast, self._ordered, self._wide = TensorBuffer(), TensorBuffer(), TensorBuffer()
@@ -110,12 +113,14 @@ class Comparison:
         return self.findings
 
     def _units(self) -> list[list[Move]]:
-        """Group the moves: q and k of a layer together, because their scores need both."""
+        """Group the moves: q and k of a layer together, because their scores need both.
+
+        With them come what is applied to their heads: biases, and norms.
+        """
         units: dict[object, list[Move]] = {}
         for move in self.plan.stored:
-            role, layer = move.place
-            in_scores = role in ("wq", "wk") and not move.state
-            units.setdefault(layer if in_scores else move.target_name, []).append(move)
+            in_scores = move.role is not None and move.role.heads is not None and not move.state
+            units.setdefault(move.layer if in_scores else move.target_name, []).append(move)
         return list(units.values())
 
     def merge(
@@ -137,7 +142,7 @@ class Comparison:
         heads = move.role.n_heads(self.params) if move.role and move.shape else None
         unit = move.shape[0] // heads if heads else 1
         step = max(1, WINDOW_BYTES // (unit * row_bytes)) * unit
-        products: list[tuple[Tensor, Tensor]] = []
+        kept: list[tuple[Tensor, Tensor]] = []
         n_elements = n_different = n_if_wrong = n_nan = n_infinite = 0
         for first in range(0, _n_rows(move), step):
             last = min(first + step, _n_rows(move))
@@ -151,8 +156,9 @@ class Comparison:
                 order = rows_in_other_layout(last - first, unit, self.plan.source.rope)
                 torch.index_select(source, 0, order, out=other)
                 expected, wrong = (other, source) if move.heads else (source, other)
-                if len(move.shape) == 2 and not move.state:
-                    products.append((self._project(source), self._project(actual)))
+                if not move.state:
+                    side = self._project if len(move.shape) == 2 else _in_float32
+                    kept.append((side(source), side(actual)))
             n_elements += actual.numel()
             nan, infinite = count_not_finite(actual)
             n_nan, n_infinite = n_nan + nan, n_infinite + infinite
@@ -163,8 +169,8 @@ class Comparison:
         self.findings.tensors.append(
             TensorResult(move.target_name, n_elements, n_different, n_if_wrong, n_nan, n_infinite)
         )
-        if products and move.layer is not None:
-            self._keep(move.place[0], move.layer, products)
+        if kept and move.layer is not None:
+            self._keep(move.place[0], move.layer, kept)
 
     def _project(self, rows_RC: Tensor) -> Tensor:
         """Multiply the input at each position by some rows of q or k: (P, R), in float32."""
@@ -173,17 +179,18 @@ class Comparison:
         )
         return projected
 
-    def _keep(self, role: str, layer: int, products: list[tuple[Tensor, Tensor]]) -> None:
-        """Keep q or k of one layer, of both sides; compare the scores once both are known."""
-        source_PHD, target_PHD = (
-            torch.cat(side, dim=1).unflatten(1, (-1, self.params.head_dim))
-            for side in zip(*products, strict=True)
-        )
-        self._projected[role] = source_PHD, target_PHD
-        if len(self._projected) < 2:
+    def _keep(self, role: str, layer: int, windows: list[tuple[Tensor, Tensor]]) -> None:
+        """Keep what scores need, of both sides; compare the scores once all of a layer is known."""
+        source, target = (torch.cat(side, dim=-1) for side in zip(*windows, strict=True))
+        self._kept[role] = source, target
+        if len(self._kept) < self._needed[layer]:
             return
-        (q_s, q_t), (k_s, k_t) = self._projected.pop("wq"), self._projected.pop("wk")
         params, plan = self.params, self.plan
+        (q_s, k_s), (q_t, k_t) = (
+            tuple(forward.heads(its[role], its, role, params) for role in ("wq", "wk"))
+            for its in ({name: both[at] for name, both in self._kept.items()} for at in (0, 1))
+        )
+        self._kept.clear()
         inverse_F = rope.inverse_frequencies(
             params.head_dim, params.rope_theta, params.rope_scaling
         )
@@ -237,6 +244,10 @@ class Comparison:
 def _n_rows(move: Move) -> int:
     """Return the number of rows of a tensor; a scalar has one."""
     return move.shape[0] if move.shape else 1
+
+
+def _in_float32(rows_R: Tensor) -> Tensor:
+    return rows_R.to(torch.float32, copy=True)
 
 
 def not_finite(tensors: Sequence[TensorResult]) -> str:

@@ -15,7 +15,7 @@ from llamaconv.checkpoint.checkpoint import Checkpoint, ModelConfig
 from llamaconv.checkpoint.huggingface import CONFIG
 from llamaconv.checkpoint.huggingface_index import INDEX, SINGLE
 from llamaconv.checkpoint.tensors import shapes_by_role
-from llamaconv.model.config_json import BIAS_FLAGS, bias_flags
+from llamaconv.model.families import FAMILIES
 from llamaconv.model.params import LlamaParams
 from llamaconv.model.params_json import PARAMS, ffn_width
 
@@ -60,17 +60,18 @@ def _in_config(target: Checkpoint, params: LlamaParams) -> list[str]:
             SINGLE
         }:
             wrong.append(f"{INDEX} is missing, and the weights are not in one file called {SINGLE}")
+        family = FAMILIES[params.family]
         dtypes = {tensor.dtype for tensor in target.tensors.values()}
         wanted: dict[str, Any] = {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [family.architecture],
+            "model_type": family.model_type,
             "torch_dtype": dtypes.pop() if len(dtypes) == 1 else None,
-            **bias_flags(shapes_by_role(target.tensors, target.naming)),
+            **family.flags_of(shapes_by_role(target.tensors, target.naming)),
         }
         # transformers 5 calls it dtype, in a folder that it saved again.
         entries = {
             "torch_dtype": config.entries.get("dtype"),
-            **dict.fromkeys(BIAS_FLAGS, False),
+            **dict.fromkeys(family.flags, False),
             **config.entries,
         }
         wrong += _other_entries(CONFIG, entries, wanted)

@@ -7,8 +7,7 @@ with the model: an 8B is compared by its logits on a laptop.
 Each layer of the second side runs twice: on its own input, which shows what has added up, and on
 the first side's input, which shows what this layer does by itself.
 
-The concession: tokens are the bytes of the sample's held-out text, whatever the tokenizer. Biases
-are left out.
+The concession: tokens are the bytes of the sample's held-out text, whatever the tokenizer.
 
 Shape suffixes: B runs, P positions, C width of the model, V vocabulary.
 """
@@ -27,7 +26,7 @@ from llamaconv.checkpoint.reader import PieceReader
 from llamaconv.checkpoint.tensors import TensorInfo
 from llamaconv.checkpoint.torch_rows import TensorBuffer, read_rows
 from llamaconv.model import forward, rope
-from llamaconv.model.names import Layout
+from llamaconv.model.names import Layout, every_role
 from llamaconv.model.params import SIZES, LlamaParams
 from llamaconv.report.errors import RefusedError, first_few
 from llamaconv.report.progress import Progress, no_progress
@@ -117,13 +116,19 @@ class _Runner:
             role: self.gain(role, layer)
             if len(self.tensor(role, layer).shape) == 1
             else _Streamed(self, self.tensor(role, layer))
-            for role in forward.LAYER_ROLES
+            for role in self._roles(layer)
         }
 
         def rotate(x_BPHD: Tensor, _role: str) -> Tensor:
             return rope.rotate(x_BPHD, angles_PF, self.layout)
 
         return forward.block(cast(dict[str, Tensor], weights), self.params, x_BPC, rotate)
+
+    def _roles(self, layer: int) -> list[str]:
+        """Return the roles of a layer: those that a model of this family has, and further biases."""
+        needed = {role.name for role, at in every_role(self.params) if at == 0}
+        stored = set(forward.layer_roles(self._side.tensors, layer))
+        return [role for role in forward.LAYER_ROLES if role in needed | stored]
 
     def logits(self, x_BPC: Tensor) -> Tensor:
         """Return the logits (B, P, V)."""

@@ -12,11 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from llamaconv.model import rope
-from llamaconv.model.names import Layout
+from llamaconv.model import forward, rope
+from llamaconv.model.names import ROLES, Layout
 from llamaconv.notebook.lesson.specimen import Specimen
 from llamaconv.report.tables import Table
 
@@ -26,10 +25,13 @@ def projected(specimen: Specimen, layout: Layout, tokens_P: Tensor) -> tuple[Ten
     weights = specimen.half_split if layout == "half_split" else specimen.interleaved
     params = specimen.params
     x_PC = specimen.embedded(tokens_P)
-    h_PC = F.rms_norm(x_PC, (params.dim,), weights["attention_norm", 0], params.norm_eps)
-    q, k = (
-        (h_PC @ weights[role, 0].T).unflatten(-1, (-1, params.head_dim)) for role in ("wq", "wk")
-    )
+    h_PC = forward.norm(x_PC, weights["attention_norm", 0], params)
+    its = {
+        role: weights[role, 0]
+        for role in forward.layer_roles(specimen.half_split.places, 0)
+        if ROLES[role].heads
+    }
+    q, k = (forward.heads(h_PC @ its[role].T, its, role, params) for role in ("wq", "wk"))
     return q, k
 
 
@@ -92,7 +94,7 @@ def projection(specimen: Specimen, row: int = 3) -> Projection:
     params = specimen.params
     x_PC = specimen.embedded(specimen.excerpt[:1])
     norm_C = specimen.half_split["attention_norm", 0]
-    x_C = F.rms_norm(x_PC, (params.dim,), norm_C, params.norm_eps)[0]
+    x_C = forward.norm(x_PC, norm_C, params)[0]
     rows_DC = specimen.half_split["wq", 0][: params.head_dim]
     return Projection(row, rows_DC, x_C, rows_DC @ x_C)
 

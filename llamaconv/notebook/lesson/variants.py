@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from llamaconv.model.names import ROLES
 from llamaconv.model.params import LlamaParams
 from llamaconv.model.rope import half_split_to_interleaved, interleaved_to_half_split
 from llamaconv.report.tables import Table
@@ -41,16 +42,17 @@ class ReorderVariant:
         """Return the half_split ``rows`` of a tensor as this variant leaves them.
 
         Args:
-            role: The tensor's role. Only wq and wk are reordered.
+            role: The tensor's role. Only q and k are reordered, with their biases and norms.
             rows: Its rows.
             params: The model's parameters.
         """
-        if role == "wq":
-            return self.q(rows, params.n_heads)
-        if role == "wk":
-            heads = wrong_kv_heads(params) if self.miscounts else params.n_kv_heads
-            return self.k(rows, heads or params.n_kv_heads)
-        return rows
+        n_heads = ROLES[role].n_heads(params)
+        if n_heads is None:
+            return rows
+        if role.startswith("wk") and self.miscounts:
+            n_heads = wrong_kv_heads(params) or n_heads
+        reorder = self.q if role.startswith(("wq", "q_")) else self.k
+        return reorder(rows, n_heads)
 
 
 def _unchanged(rows: Tensor, _n_heads: int) -> Tensor:

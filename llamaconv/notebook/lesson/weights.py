@@ -8,7 +8,7 @@ Limit: every access to a tensor of a large model reads its file; read a layer on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import prod
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from llamaconv.checkpoint.reader import PieceReader
 from llamaconv.checkpoint.torch_rows import TensorBuffer, read_rows
 from llamaconv.model import rope
-from llamaconv.model.forward import LAYER_ROLES
+from llamaconv.model.forward import layer_roles
 from llamaconv.model.params import LlamaParams
 from llamaconv.notebook.lesson.variants import ReorderVariant
 from llamaconv.plan.plan import Move, Plan
@@ -59,6 +59,11 @@ class StoredWeights(Weights):
         """Whether all weights are in memory."""
         return 4 * self.n_parameters <= MOST_KEPT
 
+    @property
+    def places(self) -> Collection[Place]:
+        """The role and layer of every weight."""
+        return self._moves.keys()
+
     def __getitem__(self, place: Place) -> Tensor:
         move = self._moves[place]
         return self._kept[move.source] if self.is_kept else self._read(move)
@@ -71,11 +76,10 @@ class StoredWeights(Weights):
 
     def layer(self, number: int) -> dict[str, Tensor]:
         """Return the weights of a layer by role; those of a large model until the next call."""
+        roles = layer_roles(self.places, number)
         if self.is_kept:
-            return {role: self[role, number] for role in LAYER_ROLES}
-        return {
-            role: self._read(self._moves[role, number], self._memory(role)) for role in LAYER_ROLES
-        }
+            return {role: self[role, number] for role in roles}
+        return {role: self._read(self._moves[role, number], self._memory(role)) for role in roles}
 
     def rows(self, role: str, runs: Sequence[tuple[int, int]]) -> Tensor:
         """Return runs of rows (first, last) of the embedding or the output matrix, one tensor."""

@@ -18,7 +18,6 @@ from llamaconv.plan.plan import Move, Plan
 from llamaconv.plan.planner import make_plan
 from llamaconv.plan.target import CHOICES
 from llamaconv.report.errors import LlamaconvError
-from llamaconv.torchtitan import releases
 
 if TYPE_CHECKING:
     from llamaconv.notebook.sample_rows import SampleRows
@@ -110,7 +109,7 @@ def glossary(plan: Plan, role: str = "wk") -> Panel:
 
 def flavours(plan: Plan, flavour: str = "") -> Panel:
     """Return the differences from a stock TorchTitan flavour; choose it, at first the nearest."""
-    names = tuple(one.name for one in releases.FLAVOURS)
+    names = preview.flavour_names(plan)
     return Panel(
         lambda flavour: preview.against_flavour(plan, flavour),
         flavour=Choice("flavour", names, flavour or preview.nearest_flavour(plan)),

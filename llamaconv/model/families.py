@@ -1,0 +1,109 @@
+"""ONE table: the model families that share Llama's skeleton, and what differs in each.
+
+A family is one line of `FAMILIES`, with rows in `llamaconv.model.names` for tensors that no family
+has yet. Everything else asks this table: config.json, plans, checks, the reference model, advice.
+`OTHERS` says of families that look alike why they are refused.
+
+Sources: the configuration and modelling files of transformers 5.24, one folder per ``model_type``;
+TorchTitan 0.3.0's wheel.
+
+Limit: what a family computes differently must be visible in its tensors. `llamaconv.model.forward`
+applies a bias or a norm if the tensor is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+Layout = Literal["interleaved", "half_split"]
+"""Which rows of a head of q or k form a pair that RoPE rotates, see `rope`."""
+
+
+@dataclass(frozen=True)
+class TitanModel:
+    """The model of TorchTitan that computes what a family computes.
+
+    Attributes:
+        module: Its name, as the flags of a release have it.
+        classes: What the names of its classes begin with in 0.3.0: ``…Model``, ``…TransformerBlock``.
+        config: The configuration of 0.3.0 that a written module starts from.
+        layout: The layout of q and k rows that its stock flavours rotate.
+    """
+
+    module: str
+    classes: str
+    config: str
+    layout: Layout
+
+
+_LLAMA3 = TitanModel("llama3", "Llama3", "llama3_8b", "interleaved")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Attributes:
+        model_type: Its name in config.json.
+        title: Its name in messages.
+        architecture: The class of transformers that predicts tokens.
+        titan: The model of TorchTitan that computes the same.
+        roles: Roles that it has in every layer and some other family has not.
+        flags: Entries of config.json, each with the roles whose biases transformers reads if it is
+            true.
+        defaults: What transformers takes an entry of config.json to be if it is missing, as far as
+            that differs between families.
+    """
+
+    model_type: str
+    title: str
+    architecture: str
+    titan: TitanModel = _LLAMA3
+    roles: tuple[str, ...] = ()
+    flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def extra(self) -> frozenset[str]:
+        """Every role that it may have and some other family has not."""
+        return frozenset((*self.roles, *(role for roles in self.flags.values() for role in roles)))
+
+    def flags_of(self, roles: Collection[str]) -> dict[str, bool]:
+        """Return the entries that tell transformers which biases a model with ``roles`` has."""
+        return {flag: not set(its).isdisjoint(roles) for flag, its in self.flags.items()}
+
+
+_ATTENTION = ("wq.bias", "wk.bias", "wv.bias", "wo.bias")
+_MLP = ("w1.bias", "w2.bias", "w3.bias")
+
+_TABLE = (
+    Family(
+        "llama",
+        "Llama",
+        "LlamaForCausalLM",
+        flags={"attention_bias": _ATTENTION, "mlp_bias": _MLP},
+    ),
+)
+
+FAMILIES: Mapping[str, Family] = MappingProxyType({one.model_type: one for one in _TABLE})
+"""The families by ``model_type``."""
+
+LLAMA = FAMILIES["llama"]
+"""The family of a checkpoint that does not name one, such as Meta's files."""
+
+EXTRA_ROLES = frozenset(role for one in _TABLE for role in one.extra)
+"""The roles without which a model of some family is complete."""
+
+
+def family_named(model_type: object) -> Family | None:
+    """Return the family of a ``model_type``, which may be any value of a JSON file."""
+    return FAMILIES.get(model_type) if isinstance(model_type, str) else None
+
+
+def family_with(roles: Collection[str]) -> Family:
+    """Return the first family that needs all of the extra roles among ``roles`` that any needs."""
+    found = set(roles) & {role for one in _TABLE for role in one.roles}
+    return next((one for one in _TABLE if set(one.roles) == found), LLAMA)

@@ -1,0 +1,26 @@
+"""The table of families: it fits the table of names, and transformers."""
+
+from llamaconv.model.families import FAMILIES, family_named, family_with
+from llamaconv.model.names import GENERATIONS, ROLES
+
+
+def test_every_extra_role_is_in_the_table_of_names() -> None:
+    for family in FAMILIES.values():
+        for role in family.extra:
+            assert ROLES[role].optional
+            assert ROLES[role].names["huggingface"]
+        # Some generation of TorchTitan can hold it.
+        assert any(all(ROLES[role].names[one] for role in family.roles) for one in GENERATIONS)
+
+
+def test_a_family_is_found_by_its_name_alone() -> None:
+    for name, family in FAMILIES.items():
+        assert family_named(name) is family
+    for other in ("gemma", "", None, 3, ["llama"], {"llama": 1}):
+        assert family_named(other) is None
+
+
+def test_a_family_is_recognised_by_the_tensors_that_only_it_needs() -> None:
+    common = [name for name, role in ROLES.items() if not role.optional]
+    for family in FAMILIES.values():
+        assert family_with([*common, *family.roles]).roles == family.roles
