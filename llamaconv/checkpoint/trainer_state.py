@@ -2,19 +2,23 @@
 
 A DCP is opened without it (`dcp.open_dcp`); this reads it for a conversion that carries it along. Its
 tensors are those of the optimizer. All else is one ``torch.save`` archive per entry, of a number, a
-tuple or bytes: these are located and never opened.
+tuple or bytes: these are located, and only two numbers of a scheduler are ever opened, as data.
 """
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from llamaconv.checkpoint.checkpoint import Checkpoint
 from llamaconv.checkpoint.dcp import entry_tensor
 from llamaconv.checkpoint.fused import fused_role, parts_of
 from llamaconv.checkpoint.tensors import TensorInfo
 from llamaconv.checkpoint.untrusted.dcp_metadata import NAME, UnknownEntry, read_metadata
+from llamaconv.checkpoint.untrusted.files import open_file
+from llamaconv.checkpoint.untrusted.torch_archive import Archive
 from llamaconv.model.names import OPTIMIZER, Role, identify, trainer_state
 from llamaconv.model.params import LlamaParams
 from llamaconv.report.errors import Problem
@@ -36,6 +40,47 @@ class StoredValue:
         with self.file.open("rb") as opened:
             opened.seek(self.offset)
             return opened.read(self.length)
+
+    def number(self) -> int | float:
+        """Return the number that it is, read as data.
+
+        Raises:
+            ValueError: It is something else.
+            OSError: Its file cannot be read.
+        """
+        with open_file(self.file) as opened:
+            found = Archive(opened, self.offset, self.length).value
+        if type(found) not in (int, float):
+            raise ValueError(f"{self.name}: expected a number")
+        number: int | float = found
+        return number
+
+
+@dataclass(frozen=True)
+class MadeValue:
+    """An entry that one release saves and another does not, made from what that one saves.
+
+    Attributes:
+        name: The entry that it was made from.
+        value: A plain value.
+    """
+
+    name: str
+    value: Any
+
+    def read(self) -> bytes:
+        """Return what ``torch.save`` writes for it."""
+        # Planning does without torch, but for this: its lengths are part of a plan.
+        import torch
+
+        stream = io.BytesIO()
+        torch.save(self.value, stream)
+        return stream.getvalue()
+
+    @property
+    def length(self) -> int:
+        """Its length in bytes."""
+        return len(self.read())
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any
 import xxhash
 
 from llamaconv import __version__
+from llamaconv.checkpoint.trainer_state import MadeValue, StoredValue
 from llamaconv.plan.plan import Plan
 from llamaconv.ranks import Ranks
 from llamaconv.report.errors import Problem, RefusedError
@@ -78,10 +79,7 @@ def _view(plan: Plan, request: dict[str, Any], files: dict[str, Any]) -> dict[st
         ]
         for move in (*plan.moves, *plan.state_moves)
     ]
-    rows += [
-        [copy.target, copy.source.name, copy.source.file.name, copy.source.offset]
-        for copy in plan.values
-    ]
+    rows += [[copy.target, copy.source.name, _place(copy.source)] for copy in plan.values]
     return {
         "the version of llamaconv": {"version": __version__},
         "the request": {**target, **request},
@@ -92,6 +90,13 @@ def _view(plan: Plan, request: dict[str, Any], files: dict[str, Any]) -> dict[st
             "digest": xxhash.xxh3_128_hexdigest(json.dumps(rows).encode()),
         },
     }
+
+
+def _place(value: StoredValue | MadeValue) -> list[Any]:
+    """Return where an entry lies, or what it is if it lies nowhere."""
+    if isinstance(value, MadeValue):
+        return [value.value]
+    return [value.file.name, value.offset, value.length]
 
 
 def _known(file: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llamaconv.checkpoint.trainer_state import StoredValue
+from llamaconv.checkpoint.trainer_state import MadeValue, StoredValue
 from llamaconv.report.errors import FailedError
 
 _BLOCK_BYTES = 1 << 20
@@ -13,7 +13,7 @@ _BLOCK_BYTES = 1 << 20
 class ValueBlocks:
     """An entry as rows of one byte; see `llamaconv.convert.output.Blocks`."""
 
-    def __init__(self, value: StoredValue) -> None:
+    def __init__(self, value: StoredValue | MadeValue) -> None:
         """Give the bytes of ``value``."""
         self._value = value
 
@@ -24,6 +24,9 @@ class ValueBlocks:
             OSError: Its file cannot be read.
             FailedError: The file is shorter than its metadata says.
         """
+        if isinstance(self._value, MadeValue):
+            yield memoryview(self._value.read())[first:last]
+            return
         with self._value.file.open("rb") as file:
             file.seek(self._value.offset + first)
             while first < last:

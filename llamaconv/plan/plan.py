@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from llamaconv.checkpoint.checkpoint import Checkpoint, ModelConfig
 from llamaconv.checkpoint.tensors import DTYPE_BYTES
-from llamaconv.checkpoint.trainer_state import StoredValue
+from llamaconv.checkpoint.trainer_state import MadeValue, StoredValue
 from llamaconv.model.names import OPTIMIZER, Layout, Role, whole
 from llamaconv.model.params import LlamaParams
 from llamaconv.plan.target import Target
@@ -90,11 +90,11 @@ class ValueCopy:
     """An entry of a trainer's state that is copied as it lies, without being opened.
 
     Attributes:
-        source: Where it lies.
+        source: Where it lies; or one that the source does not have and the target's release wants.
         target: Its name in the target.
     """
 
-    source: StoredValue
+    source: StoredValue | MadeValue
     target: str
 
 

@@ -10,7 +10,7 @@ Limit: optimizers whose tensors have the shape of the parameter, or no dimension
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from llamaconv.checkpoint.checkpoint import Checkpoint
@@ -18,6 +18,7 @@ from llamaconv.checkpoint.fused import fused_role
 from llamaconv.checkpoint.reader import same_bytes
 from llamaconv.checkpoint.tensors import TensorInfo
 from llamaconv.checkpoint.trainer_state import (
+    MadeValue,
     StoredValue,
     TrainerState,
     parameter_of,
@@ -41,6 +42,10 @@ from llamaconv.plan.target import Target
 from llamaconv.report.errors import Problem, first_few, warning
 
 _STATE, _GROUPS = f"{OPTIMIZER}.state.", f"{OPTIMIZER}.param_groups."
+_SCHEDULER = "lr_scheduler."
+# 0.2.x has one group and saves all of its scheduler, later releases the number of steps alone; and its
+# data loader keeps its position in another form.
+_OLD = "titan-0.2"
 # What every optimizer of TorchTitan (Adam and AdamW) keeps of a parameter.
 _NEEDED = ("exp_avg", "exp_avg_sq", "step")
 # What a trainer of TorchTitan loads besides.
@@ -108,8 +113,57 @@ def plan_trainer_state(
     for name, value in state.values.items():
         if not name.startswith((_STATE, _GROUPS)):
             result.values.append(ValueCopy(value, name))
-    result.problems += _left_out(source, state)
+    if target.naming == _OLD != source.naming:
+        _for_0_2(source, found, result)
+    result.problems += _left_out(source, target, state)
     return result
+
+
+def _for_0_2(source: Checkpoint, found: _Parameters, result: TrainerMoves) -> None:
+    """Add what 0.2.x loads and later releases do not save; refuse groups that it does not have."""
+    first, *others = found.parameters
+    apart = {
+        what: one.name
+        for (start, what), value in first.values.items()
+        for one in others
+        if start == _GROUPS and one.values[start, what].read() != value.read()
+    }
+    if apart:
+        what, name = next(iter(apart.items()))
+        result.problems.append(
+            Problem(
+                f"{source.path}: its parameter groups differ in {', '.join(apart)} ({what} of "
+                f"{first.name} and of {name}), and 0.2.x has one group for all parameters. Choose "
+                "another generation, or leave --with-optimizer out",
+                (first.name, name),
+            )
+        )
+        return
+    state = found.state.values
+    last_epoch, base_lr = (
+        state.get(f"{_SCHEDULER}last_epoch"),
+        first.values.get((_GROUPS, "initial_lr")),
+    )
+    lr = first.values.get((_GROUPS, "lr"))
+    if f"{_SCHEDULER}base_lrs" in state or not (last_epoch and base_lr and lr):
+        return
+    try:
+        made = {
+            "_step_count": (last_epoch, last_epoch.number() + 1),
+            "_is_initial": (last_epoch, False),
+            "_get_lr_called_within_step": (last_epoch, False),
+            "base_lrs": (base_lr, [base_lr.number()]),
+            "_last_lr": (lr, [lr.number()]),
+        }
+    except (OSError, ValueError) as error:
+        result.problems.append(
+            Problem(f"{source.path}: the scheduler's state for 0.2.x cannot be made: {error}")
+        )
+        return
+    result.values += [
+        ValueCopy(MadeValue(value.name, plain), f"{_SCHEDULER}{name}")
+        for name, (value, plain) in made.items()
+    ]
 
 
 def _why_not(source: Checkpoint, target: Target) -> str:
@@ -151,6 +205,8 @@ class _Parameters:
         states: The optimizer's tensors of the parameter's own shape, such as ``exp_avg``.
         scalars: Those without dimensions, such as ``step``.
         problems: An error for each cause.
+        parameters: All of them.
+        state: All entries of the trainer.
     """
 
     def __init__(self, source: Checkpoint, params: LlamaParams, state: TrainerState) -> None:
@@ -158,6 +214,7 @@ class _Parameters:
         self.of: dict[Place, Parameter] = {}
         self.problems: list[Problem] = []
         self._by_name: dict[str, Parameter] = {}
+        self.parameters = self._by_name.values()
         unknown = []
         for name, tensor in state.tensors.items():
             if (known := parameter_of(name, source.naming)) and self._is_here(known[1]):
@@ -339,7 +396,7 @@ def _move(
             result.values.append(ValueCopy(value, f"{start}{fused}.{what}"))
     if apart:
         result.problems.append(_cannot_join(source, target, parameters, apart))
-    if (ROLES["output"].name, None) not in found.of and target.naming == "titan-0.2":
+    if (ROLES["output"].name, None) not in found.of and target.naming == _OLD:
         result.problems.append(
             Problem(
                 f"{source.path}: the run tied the head to the embedding and trained one parameter, and "
@@ -407,8 +464,23 @@ def _cannot_join(
     )
 
 
-def _left_out(source: Checkpoint, state: TrainerState) -> Iterator[Problem]:
-    """Yield warnings about tensors that are not the optimizer's, and keys that are not there."""
+def not_loaded(source: Checkpoint, target: Target, keys: Collection[str]) -> dict[str, str]:
+    """Return what TorchTitan cannot load of a trainer's state, by key with the reason.
+
+    Args:
+        source: The run.
+        target: What it is converted to.
+        keys: The keys that the run has.
+    """
+    lacking = dict.fromkeys((key for key in _KEYS if key not in keys), "the source has none")
+    if source.naming != target.naming and _OLD in (source.naming, target.naming):
+        reason = "0.2.x and later releases keep its position in other forms: the data begins anew"
+        lacking.setdefault("dataloader", reason)
+    return lacking
+
+
+def _left_out(source: Checkpoint, target: Target, state: TrainerState) -> Iterator[Problem]:
+    """Yield warnings about tensors that are not the optimizer's, and what will not be loaded."""
     others = [name for name in state.tensors if not name.startswith(f"{OPTIMIZER}.")]
     if others:
         keys = dict.fromkeys(map(trainer_state, others))
@@ -416,10 +488,11 @@ def _left_out(source: Checkpoint, state: TrainerState) -> Iterator[Problem]:
             f"{source.path}: --with-optimizer carries no tensors but the optimizer's; left out are "
             f"{len(others)} under {', '.join(keys)}"
         )
-    if lacking := [key for key in _KEYS if key not in _keys(state)]:
+    if lacking := not_loaded(source, target, _keys(state)):
+        why = "; ".join(f"{key}: {reason}" for key, reason in lacking.items())
         yield warning(
-            f"{source.path}: has no state of {' and '.join(lacking)}, which TorchTitan asks for when it "
-            f"resumes; add --checkpoint.exclude_from_loading {','.join(lacking)} to its command"
+            f"{source.path}: the run goes on without a part of its state, {why}. TorchTitan needs "
+            f"--checkpoint.exclude_from_loading {','.join(lacking)} when it resumes from the target"
         )
 
 

@@ -6,7 +6,8 @@ one process, a CPU and fp32; what TorchTitan asks of a GPU is answered by the st
 
 A job is a JSON object. `logits`: `tokens` (rows of ids), `out`, and `runs`, each with `name`, `params`
 and `dcp`; `out` gets `{name: {"logits": tensor} or {"error": text}}`. `train`: `params`, `flags`
-and `out`, which gets `input`, `labels`, `loss` and, from 0.3.0, `positions`, one entry a step.
+and `out`, which gets `input`, `labels`, `loss` and, from 0.3.0, `positions`, one entry a step. With
+`batches`, a file of such entries, each step trains on the `input` and `labels` of one of them instead.
 """
 
 import json
@@ -60,10 +61,10 @@ def train(job: dict[str, Any]) -> None:
     # 0.2.x reads the command line while its configuration is imported, so it is set before that.
     sys.argv = ["train.py", *FLAVOUR_FLAGS, *job["flags"]]
     register(job["params"])
-    train_noting(job["out"])
+    train_noting(job["out"], job.get("batches"))
 
 
-def train_noting(out: str) -> None:
+def train_noting(out: str, batches: str | None = None) -> None:
     """Runs TorchTitan's `main` on `sys.argv`, noting each batch and its loss before it is rounded."""
     from titan_models import OLDER
 
@@ -77,10 +78,14 @@ def train_noting(out: str) -> None:
         from torchtitan.train import main
         from torchtitan.trainer import Trainer
 
+    given = torch.load(batches, weights_only=True) if batches else []
     steps: list[dict[str, Any]] = []
     step = Trainer.forward_backward_step
 
     def noting(self: Any, *, input_dict: Any, labels: Any, global_valid_tokens: Any) -> Any:
+        if given:
+            one = given[len(steps)]
+            input_dict, labels = input_dict | {"input": one["input"]}, one["labels"]
         batch = {name: value.clone() for name, value in input_dict.items()} | {"labels": labels}
         loss = step(
             self, input_dict=input_dict, labels=labels, global_valid_tokens=global_valid_tokens

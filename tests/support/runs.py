@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,10 @@ def module(weights: Weights) -> nn.Module:
     return top
 
 
+def _rate(first: float, step: int) -> float:
+    return first / (1 + step)
+
+
 def state(
     form: str, params: LlamaParams = PARAMS, *, amsgrad: bool = False, tied: bool = False
 ) -> dict[str, Any]:
@@ -87,7 +92,7 @@ def state(
 
     model = module(trained(of_optimizer(weights, params)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, amsgrad=amsgrad)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, 1))
     for step in range(2):
         gradients = of_optimizer(values(10 + step, params), params)
         for name, parameter in model.named_parameters():
@@ -98,7 +103,10 @@ def state(
     return {
         **of_model(weights, params),
         "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
-        "lr_scheduler": {"last_epoch": scheduler.last_epoch, "base_lrs": scheduler.base_lrs},
+        # 0.2.2 saves all of it, 0.3.0 the number of steps alone.
+        "lr_scheduler": scheduler.state_dict()
+        if form == "titan-0.2"
+        else {"last_epoch": scheduler.last_epoch},
         "train_state": {"step": 2, "ntokens_seen": 4096},
         "dataloader": {"dp_rank_0": b"\x80\x04opaque", "world_size": 1},
     }
