@@ -57,6 +57,8 @@ class Conversion:
         verification: The checks, None if they were skipped.
         receipt: The receipt that is in the target.
         advice: What to run next, with the folder of the files that start training.
+        was_refused: Whether the filesystem refused to be written around the page cache, which a
+            target of many GB is.
     """
 
     plan: Plan
@@ -68,6 +70,7 @@ class Conversion:
     verification: Verification | None
     receipt: Receipt
     advice: Advice
+    was_refused: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the conversion as ``llamaconv convert --json`` prints it.
@@ -102,6 +105,8 @@ class Conversion:
         if self.bytes_reused:
             reused = size(self.bytes_reused)
             rows.insert(3, ("reused from an interrupted run (digests match)", reused))
+        if self.was_refused:
+            rows.append(("written through the page cache", "the filesystem has no direct writes"))
         return Table(("conversion", "done"), rows, right=("done",))
 
     def __repr__(self) -> str:
@@ -183,6 +188,7 @@ def convert_checkpoint(
         verification=verification,
         receipt=record,
         advice=advice,
+        was_refused=engine.was_refused,
     )
 
 

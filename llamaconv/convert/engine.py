@@ -38,6 +38,7 @@ class Engine:
         bytes_written: Bytes of tensors written.
         bytes_reused: Bytes of tensors that an earlier run had written.
         overflows: Number of values that became infinite, by target tensor.
+        was_refused: Whether the filesystem refused to be written around the page cache.
     """
 
     def __init__(self, plan: Plan, progress: Progress, ranks: Ranks = ALONE) -> None:
@@ -50,6 +51,7 @@ class Engine:
         self.total = plan.bytes_to_write
         self.bytes_read = self.bytes_written = self.bytes_reused = 0
         self.overflows: dict[str, int] = {}
+        self.was_refused = False
         self._lock = threading.Lock()
         self.reader = PieceReader()
 
@@ -74,11 +76,12 @@ class Engine:
 
     def _sum_up(self) -> None:
         """Add up what all ranks have counted."""
-        mine = [self.bytes_read, self.bytes_written, self.bytes_reused, self.overflows]
-        counts = self.ranks.all_gather(mine)
-        self.bytes_read, self.bytes_written, self.bytes_reused = (
-            sum(one[i] for one in counts) for i in range(3)
+        mine = [self.bytes_read, self.bytes_written, self.bytes_reused, self.was_refused]
+        counts = self.ranks.all_gather([*mine, self.overflows])
+        self.bytes_read, self.bytes_written, self.bytes_reused, refusals = (
+            sum(one[i] for one in counts) for i in range(4)
         )
+        self.was_refused = bool(refusals)
         overflows = sum((Counter(found) for *_, found in counts), Counter[str]())
         if overflows:
             raise UnusableError(
@@ -152,6 +155,10 @@ class Engine:
             self.bytes_reused += n_reused
             done = self.bytes_written + self.bytes_reused
         self.progress("write", done, self.total)
+
+    def note_refusal(self) -> None:
+        """Note that the filesystem refused to be written around the page cache."""
+        self.was_refused = True
 
 
 def target_rows(plan: Plan, name: str, first: int, last: int) -> Iterator[bytes]:

@@ -92,3 +92,7 @@ class JoinedBlocks:
     def count(self, n_written: int, n_reused: int = 0) -> None:
         """Add bytes that were written, and bytes that were already in their file."""
         self._blocks.count(n_written, n_reused)
+
+    def note_refusal(self) -> None:
+        """See `Blocks.note_refusal`."""
+        self._blocks.note_refusal()

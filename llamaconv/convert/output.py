@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ import torch
 import xxhash
 
 from llamaconv.checkpoint.buffers import ReusableBuffer, scratch
+from llamaconv.convert.direct import DirectFile
 from llamaconv.convert.journal import Journal, JournalEntry
 from llamaconv.report.errors import FailedError
 
@@ -39,6 +41,9 @@ class Blocks(Protocol):
 
     def count(self, n_written: int, n_reused: int = 0) -> None:
         """Add bytes of tensors that were written, and bytes that were already in their file."""
+
+    def note_refusal(self) -> None:
+        """Note that the filesystem refused to be written around the page cache."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,12 @@ class Output:
     """
 
     def __init__(
-        self, folder: Path, name: str, stop: threading.Event, count: Callable[[int, int], None]
+        self,
+        folder: Path,
+        name: str,
+        stop: threading.Event,
+        count: Callable[[int, int], None],
+        direct: bool = False,
     ) -> None:
         """Open the file, or open again what an earlier run left.
 
@@ -109,6 +119,7 @@ class Output:
             name: Name of the file.
             stop: Set once another thread has failed.
             count: Called with the bytes of tensors written, and the bytes reused.
+            direct: Whether to write around the page cache, see `direct`.
         """
         self.path = folder / name
         self._stop = stop
@@ -117,7 +128,9 @@ class Output:
         self._before = self._journal.read()
         # A file without a valid journal was removed before.
         self._file = self.path.open("r+b" if self._before else "xb", buffering=0)
-        self._pending: list[JournalEntry] = []
+        self._direct = DirectFile(self.path, self._file.fileno()) if direct else None
+        # What is written and not in the journal yet, with the place in the file where it ends.
+        self._pending: list[tuple[int, JournalEntry]] = []
         self._number = 0
         self._since = 0
 
@@ -130,15 +143,30 @@ class Output:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._file:
+        with self._file, self._closing():
             if error is None:
-                self._file.truncate()
+                if self._direct is not None:
+                    self._direct.flush()
+                self._file.truncate(self.tell())
                 if self._journal.exists:
-                    self._journal.add(self._pending)
+                    self._add_to_journal()
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if self._direct is not None:
+                self._direct.close()
 
     def fileno(self) -> int:
         """Return the file descriptor."""
         return self._file.fileno()
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether the filesystem refused to be written around the page cache."""
+        return self._direct is not None and not self._direct.is_direct
 
     def discard_journal(self) -> None:
         """Delete this file's journal, so that a resumed run rewrites the file."""
@@ -146,11 +174,14 @@ class Output:
 
     def tell(self) -> int:
         """Return the position in the file, in bytes."""
-        return self._file.tell()
+        return self._file.tell() if self._direct is None else self._direct.place
 
     def write(self, data: Any) -> int:
         """Write all of ``data``, although one call may write a part only; return its bytes."""
         left = view = memoryview(data).cast("B")
+        if self._direct is not None:
+            self._direct.write(view)
+            return len(view)
         while len(left):
             left = left[self._file.write(left) :]
         return len(view)
@@ -169,8 +200,8 @@ class Output:
             self._since += len(block)
             if self._since >= _JOURNAL_BYTES:
                 self._note(payload, n_bytes, digest)
-                self._journal.add(self._pending)
-                self._pending, self._since = [], 0
+                self._add_to_journal()
+                self._since = 0
         self._note(payload, n_bytes, digest)
         self._number += 1
         return n_bytes, digest.hexdigest()
@@ -179,7 +210,15 @@ class Output:
         # Rows that overflowed are not recorded, so that the next run finds the overflow again.
         if payload.is_valid:
             rows = n_bytes // payload.bytes_per_row
-            self._pending.append(JournalEntry(self._number, rows, digest.hexdigest()))
+            entry = JournalEntry(self._number, rows, digest.hexdigest())
+            self._pending.append((self.tell(), entry))
+
+    def _add_to_journal(self) -> None:
+        """Record what is in the file; what is still in a buffer follows later."""
+        there = self.tell() if self._direct is None else self._direct.on_file
+        if entries := [entry for end, entry in self._pending if end <= there]:
+            self._journal.add(entries)
+        self._pending = [(end, entry) for end, entry in self._pending if end > there]
 
     def _reuse(self, payload: Payload) -> tuple[int, xxhash.xxh3_128]:
         """Return how many rows of ``payload`` are already in the file, and their digest.
@@ -193,11 +232,14 @@ class Output:
         begin, n_bytes = self.tell(), entry.rows * payload.bytes_per_row
         buffer = scratch(_READ_BYTES)
         left = n_bytes
+        self._file.seek(begin)
         while left and (got := self._file.readinto(buffer[: min(left, len(buffer))])):
             digest.update(buffer[:got])
             left -= got
         if left or digest.hexdigest() != entry.digest:
             self._file.seek(begin)
             return 0, xxhash.xxh3_128()
+        if self._direct is not None:
+            self._direct.seek(begin + n_bytes)
         self._count(0, n_bytes)
         return entry.rows, digest

@@ -14,6 +14,10 @@ from llamaconv.convert.sync import BackgroundSync
 from llamaconv.ranks import Ranks
 from llamaconv.report.errors import FailedError, UnusableError, first_few
 
+# A target of up to so many bytes stays in the page cache: who made it loads it next.
+_MOST_CACHED_BYTES = 4 << 30
+_LONG_FILE_BYTES = 64 << 20
+
 
 @dataclass(frozen=True)
 class File:
@@ -49,9 +53,11 @@ def write_files(
         FailedError: A file is not as it was written; and what a thread raised first, once all
             others have stopped.
     """
+    # What the page cache cannot keep for its next reader is written around it.
+    direct = sum(file.nbytes for file in files) > _MOST_CACHED_BYTES
     mine = [files[place] for place in ranks.share([file.nbytes for file in files])]
     written: dict[str, tuple[int, Any]] = {}
-    for part in ranks.all_gather(_write_mine(folder, mine, blocks, workers)):
+    for part in ranks.all_gather(_write_mine(folder, mine, blocks, workers, direct)):
         written.update(part)
     # If a thread or a rank lost its work, do not write an index of bytes that are missing.
     if written.keys() != {file.name for file in files}:
@@ -64,7 +70,7 @@ def write_files(
 
 
 def _write_mine(
-    folder: Path, files: Sequence[File], blocks: Blocks, workers: int
+    folder: Path, files: Sequence[File], blocks: Blocks, workers: int, direct: bool
 ) -> dict[str, tuple[int, Any]]:
     """Return the length and the result of each file, by name."""
     stop = threading.Event()
@@ -72,9 +78,12 @@ def _write_mine(
 
     def write(file: File) -> Any:
         sync.wait_for_room()
-        with Output(folder, file.name, stop, blocks.count) as output:
+        is_long = direct and file.nbytes >= _LONG_FILE_BYTES
+        with Output(folder, file.name, stop, blocks.count, is_long) as output:
             open_file = sync.begin(output)
             written = file.write(output)
+        if output.was_refused:
+            blocks.note_refusal()
         sync.end(open_file)
         return written
 

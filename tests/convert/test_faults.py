@@ -65,9 +65,13 @@ def scene(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Scenes:
     def get(to: str, with_old: bool) -> Scene:
         if (to, with_old) not in made:
             # One thread that writes: the k-th call is the same one in every run.
-            options = ["--to", to, "--workers", "1", *(["--shards", "2"] if to == "meta" else [])]
-            name = f"{to}-{'over' if with_old else 'new'}"
-            made[to, with_old] = Scene(server, root / name, tiny, options, with_old)
+            kind, _, direct = to.partition(" ")
+            options = ["--to", kind, "--workers", "1"]
+            options += ["--shards", "2"] if kind == "meta" else []
+            name = f"{kind}{bool(direct)}-{'over' if with_old else 'new'}"
+            made[to, with_old] = Scene(
+                server, root / name, tiny, options, with_old, direct=bool(direct)
+            )
         made[to, with_old].reset()
         return made[to, with_old]
 
@@ -80,7 +84,7 @@ def why(error: AssertionError) -> str:
 
 
 @pytest.mark.parametrize("with_old", [False, True], ids=["new", "over an old one"])
-@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("to", [*TARGETS, "dcp directly", "meta directly"])
 @pytest.mark.parametrize("what", FAULTS)
 @pytest.mark.thorough
 def test_fault_at_any_step_leaves_a_valid_state(

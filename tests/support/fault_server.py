@@ -22,6 +22,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamaconv.cli import main
+from llamaconv.convert import direct, write_files
 
 # What a conversion imports late.
 for name in (
@@ -52,6 +53,10 @@ def run(request: dict[str, Any]) -> None:
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     if "file_limit" in request:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"], resource.RLIM_INFINITY))
+    if request.get("direct"):
+        # As a target of many GB is written.
+        write_files._MOST_CACHED_BYTES = write_files._LONG_FILE_BYTES = 0
+        direct._BUFFER_BYTES = 2 * direct._ALIGNED
     if "fault" in request:
         prefix, only, *numbers = request["fault"]
         arm = ctypes.CDLL(None).faults_arm

@@ -110,13 +110,15 @@ class Server:
         root: Path,
         fault: Fault | None = None,
         file_limit: int | None = None,
+        direct: bool = False,
     ) -> int:
         """Begins ``llamaconv ARGUMENTS``; calls below ``root`` are seen. The number of a process.
 
-        ``file_limit`` is the longest that a file may grow, in bytes.
+        ``file_limit`` is the longest that a file may grow, in bytes. ``direct``: its files are written
+        around the page cache, however short.
         """
         self.number += 1
-        request: dict[str, Any] = {"arguments": [str(one) for one in arguments]}
+        request: dict[str, Any] = {"arguments": [str(one) for one in arguments], "direct": direct}
         request |= {name: str(self._file(name, self.number)) for name in ("out", "err", "log")}
         if fault:
             request["fault"] = [str(root), *fault.numbers()]
@@ -224,7 +226,8 @@ class Scene:
 
     ``options`` are those of ``llamaconv convert``. What an undisturbed run writes is found out
     once; ``old`` is the content of the target that is there before, if any. ``others`` may be
-    filled with what other runs to the same target write.
+    filled with what other runs to the same target write. With ``direct`` all later runs write
+    around the page cache.
     """
 
     def __init__(
@@ -234,8 +237,9 @@ class Scene:
         make_source: Callable[[Path], Path],
         options: Sequence[str],
         with_old: bool,
+        direct: bool = False,
     ) -> None:
-        self.server, self.root = server, root
+        self.server, self.root, self.direct = server, root, direct
         root.mkdir(parents=True)
         self.source = make_source(root / "source")
         self.target, self.partial = root / "target", root / f"target{PARTIAL}"
@@ -279,10 +283,11 @@ class Scene:
             shutil.copytree(self.spare, self.target)
 
     def run(self, fault: Fault | None = None) -> Run:
-        return self.server.run(self.arguments, self.root, fault)
+        return self.server.run(self.arguments, self.root, fault, direct=self.direct)
 
     def start(self, fault: Fault | None = None, more: Sequence[str] = ()) -> int:
-        return self.server.start([*self.arguments, *more], self.root, fault)
+        arguments = [*self.arguments, *more]
+        return self.server.start(arguments, self.root, fault, direct=self.direct)
 
     def check(self, run: Run) -> None:
         """What must hold after any run, whatever happened to it."""
