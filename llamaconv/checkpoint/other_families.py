@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from llamaconv.model.families import FAMILIES
 from llamaconv.model.names import NAMINGS, best_naming, identify
 from llamaconv.report.errors import first_few
 
-_LLAMA_ONLY = "llamaconv converts Llama only"
+_LLAMA_ONLY = f"llamaconv converts {', '.join(one.title for one in FAMILIES.values())} only"
 _TORCHTUNES = r"layers\.\d+\.(?:(?:sa|mlp)_norm\.scale|attn\.output_proj\.)"
 _UNQUANTISED = "Quantised weights are not converted; use the repository's unquantised weights"
 _ORIGINAL = "It cannot be converted back; use the weights that it was made from"
@@ -204,7 +205,6 @@ _OTHERS = (
     _family("Mixtral or another mixture of experts", r"block_sparse_moe|experts|router|moe\."),
     _family("Gemma 2 or 3", r"pre_feedforward_layernorm"),
     _family("OLMo 2", r"post_feedforward_layernorm"),
-    _family("Qwen 3 (norms on q and k)", r"[qk]_norm"),
     _family("Phi-3", r"self_attn\.qkv_proj|gate_up_proj"),
     _family("GPT-2", r"attn\.c_attn|(^|\.)wte\.|(^|\.)wpe\."),
     _family("GPT-NeoX or Pythia", r"gpt_neox\.|attention\.query_key_value"),

@@ -40,6 +40,7 @@ class TitanModel:
 
 
 _LLAMA3 = TitanModel("llama3", "Llama3", "llama3_8b", "interleaved")
+_QWEN3 = TitanModel("qwen3", "Qwen3", "qwen3_0_6b", "half_split")
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,22 @@ _TABLE = (
         "Llama",
         "LlamaForCausalLM",
         flags={"attention_bias": _ATTENTION, "mlp_bias": _MLP},
+        defaults={"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
+    ),
+    Family(
+        "qwen3",
+        "Qwen 3",
+        "Qwen3ForCausalLM",
+        titan=_QWEN3,
+        roles=("q_norm", "k_norm"),
+        flags={"attention_bias": _ATTENTION},
+        defaults={
+            "head_dim": 128,
+            "num_key_value_heads": 32,
+            "max_position_embeddings": 32768,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
     ),
 )
 

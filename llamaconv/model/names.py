@@ -43,12 +43,17 @@ _U = f"{_L}attn."
 _HA, _HM = f"model.{_L}self_attn.", f"model.{_L}mlp."
 
 # role, shape, heads, kind, cut, then the name in each of NAMINGS
-_TABLE: tuple[tuple[str, tuple[str, ...], str | None, Kind, int, *tuple[str | None, ...]], ...] = (
+_TABLE: tuple[
+    tuple[str, tuple[str, ...], str | int | None, Kind, int, *tuple[str | None, ...]], ...
+] = (
     ("tok_embeddings", ("vocab_size", "dim"), None, "embedding", 0, "model.embed_tokens.weight", "tok_embeddings.weight", "tok_embeddings.weight", "tok_embeddings.weight", "tok_embeddings.weight", "model.tok_embeddings.weight", "tok_embeddings.weight"),
     ("attention_norm", ("dim",), None, "norms", 0, f"model.{_L}input_layernorm.weight", f"{_L}attention_norm.weight", f"{_L}attention_norm.weight", f"{_L}attention_norm.weight", f"{_L}attention_norm.weight", f"model.{_L}attention_norm.weight", f"{_L}sa_norm.scale"),
     ("wq", ("q_rows", "dim"), "n_heads", "q and k", 0, f"{_HA}q_proj.weight", f"{_T}wq.weight", f"{_T}wq.weight", f"{_Q}wq.weight", f"{_Q}wqkv.weight[wq]", f"model.{_T}wq.weight", f"{_U}q_proj.weight"),
     ("wk", ("kv_rows", "dim"), "n_kv_heads", "q and k", 0, f"{_HA}k_proj.weight", f"{_T}wk.weight", f"{_T}wk.weight", f"{_Q}wk.weight", f"{_Q}wqkv.weight[wk]", f"model.{_T}wk.weight", f"{_U}k_proj.weight"),
     ("wv", ("kv_rows", "dim"), None, "v and o", 0, f"{_HA}v_proj.weight", f"{_T}wv.weight", f"{_T}wv.weight", f"{_Q}wv.weight", f"{_Q}wqkv.weight[wv]", f"model.{_T}wv.weight", f"{_U}v_proj.weight"),
+    # Norms within each head of q and k (Qwen 3). Their elements go with the rows of a head.
+    ("q_norm", ("head_dim",), 1, "norms", 0, f"{_HA}q_norm.weight", None, None, f"{_T}q_norm.weight", f"{_T}q_norm.weight", None, None),
+    ("k_norm", ("head_dim",), 1, "norms", 0, f"{_HA}k_norm.weight", None, None, f"{_T}k_norm.weight", f"{_T}k_norm.weight", None, None),
     ("wo", ("dim", "q_rows"), None, "v and o", 1, f"{_HA}o_proj.weight", f"{_T}wo.weight", f"{_T}wo.weight", f"{_T}wo.weight", f"{_T}wo.weight", f"model.{_T}wo.weight", f"{_U}output_proj.weight"),
     ("ffn_norm", ("dim",), None, "norms", 0, f"model.{_L}post_attention_layernorm.weight", f"{_L}ffn_norm.weight", f"{_L}ffn_norm.weight", f"{_L}ffn_norm.weight", f"{_L}ffn_norm.weight", f"model.{_L}ffn_norm.weight", f"{_L}mlp_norm.scale"),
     ("w1", ("ffn_dim", "dim"), None, "feed-forward", 0, f"{_HM}gate_proj.weight", f"{_F}w1.weight", f"{_F}w1.weight", f"{_F}w1.weight", f"{_F}w13.weight[w1]", f"model.{_F}w1.weight", f"{_L}mlp.w1.weight"),
@@ -56,7 +61,7 @@ _TABLE: tuple[tuple[str, tuple[str, ...], str | None, Kind, int, *tuple[str | No
     ("w3", ("ffn_dim", "dim"), None, "feed-forward", 0, f"{_HM}up_proj.weight", f"{_F}w3.weight", f"{_F}w3.weight", f"{_F}w3.weight", f"{_F}w13.weight[w3]", f"model.{_F}w3.weight", f"{_L}mlp.w3.weight"),
     ("norm", ("dim",), None, "norms", 0, "model.norm.weight", "norm.weight", "norm.weight", "norm.weight", "norm.weight", "model.norm.weight", "norm.scale"),
     ("output", ("vocab_size", "dim"), None, "head", 0, "lm_head.weight", "output.weight", "output.weight", "lm_head.weight", "lm_head.weight", "model.output.weight", "output.weight"),
-    # Some Hugging Face models have biases (attention_bias, mlp_bias); TorchTitan has none.
+    # Biases: those of Qwen 2, and of Llamas with attention_bias or mlp_bias.
     ("wq.bias", ("q_rows",), "n_heads", "q and k", 0, f"{_HA}q_proj.bias", f"{_T}wq.bias", None, None, None, None, None),
     ("wk.bias", ("kv_rows",), "n_kv_heads", "q and k", 0, f"{_HA}k_proj.bias", f"{_T}wk.bias", None, None, None, None, None),
     ("wv.bias", ("kv_rows",), None, "v and o", 0, f"{_HA}v_proj.bias", f"{_T}wv.bias", None, None, None, None, None),
@@ -106,6 +111,11 @@ class Role:
     def optional(self) -> bool:
         """Whether a model of some family is complete without it."""
         return self.name in EXTRA_ROLES
+
+    @property
+    def is_bias(self) -> bool:
+        """Whether it is added to the product with a matrix."""
+        return self.name.endswith(".bias")
 
     def shape(self, params: LlamaParams) -> tuple[int, ...]:
         """Return its shape in a model of these parameters."""

@@ -1,9 +1,10 @@
-"""The published Llamas, and which of them a checkpoint's parameters are closest to.
+"""The published Llamas and their relatives, and which of them a checkpoint's parameters are closest to.
 
 Weights do not state their name; shapes and RoPE's parameters nearly do. Sources: for Llama 3 and
 later Meta's llama-models (models/sku_list.py: sizes, vocabulary, RoPE base, scaling);
 Llama 1 and 2, the tables of arXiv 2302.13971 and 2307.09288 and the params.json released with
-them; Code Llama, arXiv 2308.12950 (base 1e6, 16 more tokens for infilling).
+them; Code Llama, arXiv 2308.12950 (base 1e6, 16 more tokens for infilling); Qwen 3, TorchTitan
+0.3.0 (models/qwen3) and its config.json files.
 
 Limit: a fine-tuned model has the sizes of its base, and gets its name. A base model and its
 instruction model cannot be told apart, nor can releases that differ only in their values.
@@ -132,6 +133,23 @@ _LLAMA_2 = (
     Published("Llama 2 70B", 8192, 80, 64, 8, 28672, max_position=4096),
 )
 
+
+def _qwen_3(size: str, *sizes: int, tied: bool = False) -> Published:
+    """Return a dense Qwen 3: heads of 128, 8 kv heads, base 1e6."""
+    dim, n_layers, n_heads, ffn_dim = sizes
+    return Published(
+        f"Qwen 3 {size}",
+        *(dim, n_layers, n_heads, 8, ffn_dim),
+        vocab_size=151936,
+        rope_theta=1e6,
+        tied=tied,
+        norm_eps=1e-6,
+        max_position=40960,
+        family="qwen3",
+        head_dim=128,
+    )
+
+
 PUBLISHED: tuple[Published, ...] = (
     # Llama 1 and 2 of these two sizes differ in eps alone.
     *(
@@ -158,6 +176,12 @@ PUBLISHED: tuple[Published, ...] = (
     *_llama_3("Llama 3.1", LLAMA_31_SCALING, "8B", "70B", "405B"),
     *_llama_3("Llama 3.2", LLAMA_32_SCALING, "1B", "3B"),
     *_llama_3("Llama 3.3", LLAMA_31_SCALING, "70B"),
+    _qwen_3("0.6B", 1024, 28, 16, 3072, tied=True),
+    _qwen_3("1.7B", 2048, 28, 16, 6144, tied=True),
+    _qwen_3("4B", 2560, 36, 32, 9728, tied=True),
+    _qwen_3("8B", 4096, 36, 32, 12288),
+    _qwen_3("14B", 5120, 40, 40, 17408),
+    _qwen_3("32B", 5120, 64, 64, 25600),
 )
 
 

@@ -22,6 +22,7 @@ from llamaconv.checkpoint.receipt import NAME
 from llamaconv.checkpoint.tensors import shapes_by_role
 from llamaconv.checkpoint.untrusted.files import try_json
 from llamaconv.model.config_json import NOT_CARRIED
+from llamaconv.model.families import FAMILIES
 from llamaconv.model.names import identify
 from llamaconv.model.params import SIZES, LlamaParams
 from llamaconv.model.params_json import PARAMS
@@ -306,8 +307,8 @@ def _recorded(source: Checkpoint, params: LlamaParams, config: ModelConfig) -> l
     ]
 
 
-# What transformers assumes if an entry is missing (LlamaConfig).
-_ASSUMED = {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2}
+# Entries whose absence lets transformers assume something (`Family.defaults`).
+_ASSUMED = ("max_position_embeddings", "bos_token_id", "eos_token_id")
 
 
 def _published_entries(
@@ -336,9 +337,10 @@ def _published_entries(
         text += f"; written as in the published models: {shown}"
         if tokens.get("bos_token_id") == 128000:
             text += " (instruction models end a turn with 128009 as well)"
+    assumed = FAMILIES[params.family].defaults
     unknown = {
-        name: value
-        for name, value in _ASSUMED.items()
+        name: assumed[name]
+        for name in _ASSUMED
         if name not in filled and not (name.startswith("max") and params.max_position)
     }
     if unknown:

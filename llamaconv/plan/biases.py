@@ -44,7 +44,7 @@ def resolve_biases(source: Checkpoint, target: Target, params: LlamaParams, know
     found = {
         role: [tensor for (name, _), tensor in known.items() if name == role]
         for role in ROLES
-        if ROLES[role].optional
+        if ROLES[role].is_bias
     }
     found = {role: tensors for role, tensors in found.items() if tensors}
     if target.format == "huggingface":

@@ -296,14 +296,15 @@ class Plan:
     @property
     def biases(self) -> frozenset[str]:
         """The roles of the biases that the target gets."""
-        roles = {move.place[0] for move in self.written}
-        return frozenset(role for role in roles if role.endswith(".bias"))
+        roles = (move.role for move in self.written)
+        return frozenset(role.name for role in roles if role and role.is_bias)
 
     @property
     def source_trains(self) -> bool:
         """Whether the source holds the target's values in a form that TorchTitan reads too.
 
-        That is Hugging Face's, in safetensors, with one name per tensor and no other dtype.
+        That is Hugging Face's, in safetensors, with one name per tensor and no other dtype. A tied head
+        that is not stored is made from the embedding by TorchTitan, too.
         """
         in_safetensors = all(
             piece.file.name.endswith(".safetensors")
@@ -311,9 +312,12 @@ class Plan:
             for piece in tensor.pieces
         )
         same = all(
-            move.operation in ("copy", "reorder")
-            and move.role is not None
-            and move.role.in_naming("huggingface", move.layer) == move.source
+            (move.operation == "tie" and self.target.tie == "auto")
+            or (
+                move.operation in ("copy", "reorder")
+                and move.role is not None
+                and move.role.in_naming("huggingface", move.layer) == move.source
+            )
             for move in self.written
         )
         return self.source.format == "huggingface" and in_safetensors and same

@@ -188,7 +188,16 @@ def _prefixes(name: str) -> Iterator[str]:
 
 
 def _likely_cause(unknown: list[str], source: Checkpoint, other: Other | None) -> str:
-    if source.params and any(identify(name, source.naming) for name in unknown):
+    known = [found[0] for name in unknown if (found := identify(name, source.naming))]
+    if source.params and known:
+        family = FAMILIES[source.params.family]
+        roles = {role.name for role in known if role.optional} - family.extra
+        if others := [one for one in FAMILIES.values() if roles and roles <= one.extra]:
+            names = " or ".join(f"a {one.title} (model_type {one.model_type!r})" for one in others)
+            return (
+                f"They are those of {names}, and the parameters are those of a {family.title} "
+                f"({family.model_type!r}): they are of different models"
+            )
         return (
             f"The parameters say {source.params.n_layers} layers and these tensors are of later "
             "ones: the parameters and the weights are of different models"

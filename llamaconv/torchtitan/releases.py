@@ -67,11 +67,14 @@ def _flavour(model: str) -> Flavour:
 
 
 _LLAMA_DEBUGMODEL = LlamaParams(256, 6, 16, 16, 16, 768, 2048, 1e-5, LLAMA_3_THETA)
+_QWEN_DEBUGMODEL = LlamaParams(256, 8, 16, 8, 128, 3072, 2048, 1e-6, 1e6, tied=True, family="qwen3")
 
 FLAVOURS = (
     *map(_flavour, ("Llama 3.2 1B", "Llama 3.2 3B", "Llama 3.1 8B", "Llama 3.1 70B")),
     _flavour("Llama 3.1 405B"),
     Flavour("debugmodel", _LLAMA_DEBUGMODEL),
+    *(_flavour(f"Qwen 3 {size}") for size in ("0.6B", "1.7B", "4B", "8B", "14B", "32B")),
+    Flavour("debugmodel", _QWEN_DEBUGMODEL),
 )
 
 
@@ -124,6 +127,8 @@ class Release:
 
 
 _STOCK = {"llama3": ("8B", "70B", "405B", "debugmodel")}
+# What the configurations of 0.3.0 build.
+_STOCK_0_3 = {**_STOCK, "qwen3": ("0.6B", "1.7B", "14B", "32B", "debugmodel")}
 _SCALED = {"llama3": STOCK_SCALING}
 # What its reader of tokenizers looks for.
 _FAST_TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt")
@@ -135,7 +140,7 @@ RELEASES = (
     Release(
         version="0.3.0",
         generation="titan-0.3",
-        flavours=_STOCK,
+        flavours=_STOCK_0_3,
         scaling=_SCALED,
         tied=True,
         wide_heads=True,

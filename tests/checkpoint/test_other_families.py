@@ -103,7 +103,7 @@ MEGATRON = "decoder.layers.self_attention.linear_qkv.weight embedding.word_embed
         (MEGATRON, "Megatron-Core"),
         ("model.layers.0.self_attn.q_proj.lora_A.weight", "Merge the adapter"),
         ("mine.model.norm.weight mine.lm_head.weight", "'mine.' in front of a Llama's names"),
-        ("model.embed_tokens.weight model.layers.0.self_attn.q_norm.weight", "Qwen 3"),
+        ("model.embed_tokens.weight model.layers.0.mlp.gate_up_proj.weight", "Phi-3"),
         ("optimizer.state.norm.weight.exp_avg step", "only the trainer's state"),
     ],
 )

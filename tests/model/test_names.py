@@ -126,6 +126,8 @@ def test_only_q_and_k_are_reordered_each_by_its_own_heads() -> None:
     assert rotary == {
         "wq": "n_heads",
         "wk": "n_kv_heads",
+        "q_norm": 1,
+        "k_norm": 1,
         "wq.bias": "n_heads",
         "wk.bias": "n_kv_heads",
     }

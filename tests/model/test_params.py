@@ -131,7 +131,7 @@ def test_missing_sizes_come_from_the_tensors_with_a_warning() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "qwen3"}, "model_type 'qwen3' is not supported"),
+        ({"model_type": "gpt_neox"}, "model_type 'gpt_neox' is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu' in a Llama; got 'gelu'"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config ('fp8')"),
         ({"quantization": {"group_size": 64, "bits": 4}}, "'bits': 4"),

@@ -360,11 +360,11 @@ def test_unknown_prefix_is_one_error_that_names_it(tmp_path: Path) -> None:
 
 def test_other_family_by_its_config_is_one_error(tmp_path: Path) -> None:
     def edit(weights: dict[str, Tensor]) -> None:
-        weights["model.layers.0.self_attn.q_norm.weight"] = torch.ones(8)
+        weights["model.layers.0.post_feedforward_layernorm.weight"] = torch.ones(8)
         del weights[HEAD]
 
-    (error,) = bent(tmp_path, edit, model_type="qwen3").errors
-    assert "qwen3" in error.message
+    (error,) = bent(tmp_path, edit, model_type="olmo2").errors
+    assert "olmo2" in error.message
 
 
 def test_missing_layers_are_counted(tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""Models that transformers makes, of each family: to TorchTitan's names and back, with equal logits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import family_models
+from support.family_models import MODELS
+
+from llamaconv import Target, make_plan, open_checkpoint
+from llamaconv.convert.convert import Conversion
+from llamaconv.model import forward
+from llamaconv.model.names import identify
+
+QWEN3 = [name for name in MODELS if name.startswith("qwen3")]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_family_comes_back_with_its_own_config_and_equal_logits(
+    tmp_path: Path, convert: Callable[..., Conversion], name: str
+) -> None:
+    source = family_models.save(name, tmp_path / "source")
+    there = convert(source, "there", shards=2)
+    assert there.verification is not None
+    assert there.verification.ok
+    # Without the source's config.json: what is written follows from parameters and tensors.
+    (source / "config.json").rename(tmp_path / "config.json")
+    back = convert(there.target, "back")
+    (tmp_path / "config.json").rename(source / "config.json")
+    assert torch.equal(family_models.logits(source), family_models.logits(back.target))
+    written, own = (
+        json.loads((folder / "config.json").read_text()) for folder in (back.target, source)
+    )
+    for entry in ("architectures", "model_type", "head_dim", "tie_word_embeddings"):
+        assert written[entry] == own[entry]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_reference_model_computes_what_transformers_does(tmp_path: Path, name: str) -> None:
+    source = family_models.save(name, tmp_path / "source")
+    plan = make_plan(open_checkpoint(source))
+    params, layout = plan.ready()
+    weights = {}
+    for stored, tensor in load_file(source / "model.safetensors").items():
+        known = identify(stored, "huggingface")
+        assert known is not None
+        weights[known[0].name, known[1]] = tensor
+    weights.setdefault(("output", None), weights["tok_embeddings", None])
+    found = forward.forward(weights, params, family_models.tokens(), layout)
+    expected = family_models.logits(source)
+    assert (found - expected).abs().max() < 1e-4 < 0.01 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", QWEN3)
+def test_qwen_3_keeps_its_rows_for_torchtitan(
+    tmp_path: Path,
+    convert: Callable[..., Conversion],
+    load_dcp: Callable[[Path], dict[str, torch.Tensor]],
+    name: str,
+) -> None:
+    source = family_models.save(name, tmp_path / "source")
+    found = load_dcp(convert(source).target)
+    weights = load_file(source / "model.safetensors")
+    layer = "model.layers.1.self_attn"
+    for own, other in (
+        (f"{layer}.q_proj.weight", "layers.1.attention.qkv_linear.wq.weight"),
+        (f"{layer}.q_norm.weight", "layers.1.attention.q_norm.weight"),
+        (f"{layer}.k_norm.weight", "layers.1.attention.k_norm.weight"),
+    ):
+        assert torch.equal(weights[own], found[other])
+    assert torch.equal(
+        found["lm_head.weight"], weights.get("lm_head.weight", found["tok_embeddings.weight"])
+    )
+
+
+def test_interleaved_rows_of_qwen_3_have_their_norms_in_the_same_order(
+    tmp_path: Path,
+    convert: Callable[..., Conversion],
+    load_dcp: Callable[[Path], dict[str, torch.Tensor]],
+) -> None:
+    source = family_models.save("qwen3", tmp_path / "source")
+    done = convert(source, rope="interleaved")
+    assert done.verification is not None
+    assert done.verification.ok
+    weights, found = load_file(source / "model.safetensors"), load_dcp(done.target)
+    order = [i // 2 + 8 * (i % 2) for i in range(16)]
+    for which in "qk":
+        norm = weights[f"model.layers.2.self_attn.{which}_norm.weight"]
+        assert torch.equal(found[f"layers.2.attention.{which}_norm.weight"], norm[order])
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [({"generation": "titan-0.2"}, "--generation titan-0.3"), ({"to": "meta"}, "--to hf")],
+)
+def test_norms_within_heads_are_refused_where_no_name_is_known(
+    tmp_path: Path, options: dict[str, str], remedy: str
+) -> None:
+    source = family_models.save("qwen3", tmp_path / "source")
+    problems = make_plan(open_checkpoint(source), Target(**options)).errors  # type: ignore[arg-type]
+    assert "a Qwen 3 has q_norm and k_norm" in problems[0].message
+    assert remedy in problems[0].message
+
+
+def test_a_dcp_without_a_receipt_shows_its_family_and_layout(
+    tmp_path: Path, convert: Callable[..., Conversion]
+) -> None:
+    """As TorchTitan saves one after training: the assets give the rest."""
+    source = family_models.save("qwen3", tmp_path / "source")
+    there = convert(source, "there")
+    (there.target / "llamaconv.json").unlink()
+    assert open_checkpoint(there.target).rope == "half_split"
+    back = convert(there.target, "back", assets=str(source))
+    assert torch.equal(family_models.logits(source), family_models.logits(back.target))
+
+
+def test_tensors_of_another_family_are_unknown(tmp_path: Path) -> None:
+    source = family_models.save("qwen3", tmp_path / "source")
+    entries = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**entries, "model_type": "llama"}))
+    plan = make_plan(open_checkpoint(source))
+    assert len(plan.unknown) == 2 * 3
+    assert any("q_norm" in problem.message for problem in plan.errors)
