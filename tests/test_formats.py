@@ -11,12 +11,17 @@ from llamaconv.verify.independent_readers import READERS
 
 def test_every_table_has_a_row_per_format() -> None:
     formats = set(get_args(Format))
-    assert formats == {"huggingface", "meta", "dcp"}
-    for table in (OPENERS, RULES, READERS, WRITERS):
+    assert formats == {"huggingface", "meta", "dcp", "torch_checkpointing"}
+    for table in (OPENERS, RULES, READERS):
         assert set(table) == formats
 
 
+def test_what_is_written_can_be_chosen_and_the_rest_cannot() -> None:
+    assert set(WRITERS) == {name for name, rules in RULES.items() if rules.to}
+    assert set(RULES) - set(WRITERS) == {"torch_checkpointing"}
+
+
 def test_the_values_of_to_are_the_formats() -> None:
-    assert {"auto", *(rules.to for rules in RULES.values())} == set(CHOICES["to"])
-    for format_, rules in RULES.items():
-        assert Target(to=rules.to).format == format_
+    assert {"auto", *(RULES[one].to for one in WRITERS)} == set(CHOICES["to"])
+    for format_ in WRITERS:
+        assert Target(to=RULES[format_].to).format == format_

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from llamaconv.checkpoint.folder import Folder
 
 
-Format = Literal["huggingface", "meta", "dcp"]
+Format = Literal["huggingface", "meta", "dcp", "torch_checkpointing"]
+
+OF_TRAINERS: tuple[Format, ...] = ("dcp", "torch_checkpointing")
+"""The formats in which trainers save: names of a TorchTitan generation, no config.json."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,8 @@ class Checkpoint:
 
     @property
     def generation(self) -> str | None:
-        """The generation of TorchTitan names, for a DCP."""
-        return self.naming if self.format == "dcp" else None
+        """The generation of TorchTitan names, for what a trainer saved."""
+        return self.naming if self.format in OF_TRAINERS else None
 
     @cached_property
     def total_bytes(self) -> int:

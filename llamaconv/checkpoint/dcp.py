@@ -7,7 +7,7 @@ the header of each entry.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from llamaconv.checkpoint import receipt
@@ -60,7 +60,7 @@ def open_dcp(folder: Path) -> Checkpoint:
     """
     metadata = read_metadata(folder)
     problems = [warning(f"{folder / NAME}: {addition}") for addition in metadata.additions]
-    written = receipt.try_read(folder, problems) or _of_step_0(folder, problems)
+    written = receipt.try_read(folder, problems) or receipt_of_step_0(folder, problems)
     ignored = IgnoredEntries()
     tensors: dict[str, TensorInfo] = {}
     of_trainer: dict[str, list[str]] = {}
@@ -84,9 +84,9 @@ def open_dcp(folder: Path) -> Checkpoint:
         else:
             ignored.add(name, "not a tensor")
     names = tensors.keys() | (lost if not tensors else set())
-    naming = best_naming(names, _NAMINGS)
+    naming = naming_of_states(names)
     problems += mixed_generations(names, naming)
-    others = _other_models(of_trainer)
+    others = other_models(of_trainer)
     if names:
         problems += [warning(f"{folder}: {other}") for other in others]
     if naming is None:
@@ -119,6 +119,11 @@ def usual_layout(
     return (FAMILIES[params.family] if params else family).titan.layout
 
 
+def naming_of_states(names: Collection[str]) -> str | None:
+    """Return the naming of what a trainer saved; None if the names fit none that trainers have."""
+    return best_naming(names, _NAMINGS)
+
+
 def _lost_in_files(folder: Path, locations: Locations, problems: list[Problem]) -> set[str]:
     """Return the tensors whose files are missing or too short; add one problem per file."""
     ends: dict[str, int] = {}
@@ -144,7 +149,7 @@ def _lost_in_files(folder: Path, locations: Locations, problems: list[Problem]) 
     return lost
 
 
-def _of_step_0(folder: Path, problems: list[Problem]) -> receipt.Receipt | None:
+def receipt_of_step_0(folder: Path, problems: list[Problem]) -> receipt.Receipt | None:
     """Return the receipt of the step-0 that a later step of TorchTitan was trained from."""
     origin = folder.absolute().parent / "step-0"
     found = receipt.try_read(origin, problems) if folder.name.startswith("step-") else None
@@ -155,21 +160,24 @@ def _of_step_0(folder: Path, problems: list[Problem]) -> receipt.Receipt | None:
     return found
 
 
-def _other_models(of_trainer: Mapping[str, list[str]]) -> Iterator[str]:
+def other_models(
+    of_trainer: Mapping[str, list[str]], loader: str = "torch.distributed.checkpoint"
+) -> Iterator[str]:
     """Yield what to say of each complete model in a trainer's state, such as an average of weights.
 
     Args:
         of_trainer: The names of tensors under each key of a trainer, without the key.
+        loader: What loads the checkpoint and can save a part of it.
     """
     for key, names in of_trainer.items():
-        naming = best_naming(names, _NAMINGS)
+        naming = naming_of_states(names)
         known = [found for name in names if (found := identify(name, naming))]
         if is_complete(
             [(part, layer) for role, layer in known for part in role.parts or (role.name,)]
         ):
             yield (
                 f"{len(known)} tensors under {key!r} are a complete Llama, which is left out as a "
-                f"trainer's state. To convert it, load {key!r} with torch.distributed.checkpoint and "
+                f"trainer's state. To convert it, load {key!r} with {loader} and "
                 "save it alone, under 'model'"
             )
 

@@ -159,6 +159,10 @@ def index_diff(checkpoint: Checkpoint) -> Table | Sentence:
     """
     if checkpoint.format == "dcp":
         return Sentence("A DCP has no headers to compare: .metadata alone says where tensors are.")
+    if checkpoint.format == "torch_checkpointing":
+        return Sentence(
+            "torch_checkpointing has no index: metadata.pkl alone says which part is in which file."
+        )
     if checkpoint.format == "meta":
         return Sentence("Meta's format has no index: each file lists its own tensors.")
     if isinstance(checkpoint.path, Path) and not checkpoint.path.exists():

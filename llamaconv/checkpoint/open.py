@@ -23,6 +23,12 @@ def _open_dcp(path: Path) -> Checkpoint:
     return dcp.open_dcp(path)
 
 
+def _open_torch_checkpointing(path: Path) -> Checkpoint:
+    from llamaconv.checkpoint import torch_checkpointing
+
+    return torch_checkpointing.open_torch_checkpointing(path)
+
+
 def _open_meta(path: Path) -> Checkpoint:
     from llamaconv.checkpoint import meta
 
@@ -37,16 +43,24 @@ class Opener:
         open: Opens a folder, or one of the files of ``single``.
         files: Patterns of names; a folder with such a file is of this format.
         single: Endings of names of files that may be opened on their own.
+        unless: Patterns of names; a folder with such a file is of another format.
     """
 
     open: Callable[[Path], Checkpoint]
     files: tuple[str, ...]
     single: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
 
 
 # The first that fits is taken.
 OPENERS = {
     "dcp": Opener(_open_dcp, (".metadata",)),
+    # Other programs call files metadata.pkl, too, and put them next to a model's.
+    "torch_checkpointing": Opener(
+        _open_torch_checkpointing,
+        ("metadata.pkl",),
+        unless=("model.safetensors", "*.safetensors.index.json", "consolidated.*.pth"),
+    ),
     "huggingface": Opener(
         huggingface.open_huggingface,
         ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"),
@@ -136,7 +150,14 @@ def looks_like_checkpoint(folder: Path) -> bool:
 
 
 def _opener_for(names: list[str]) -> Opener | None:
-    return next((one for one in OPENERS.values() if _matching(names, one.files)), None)
+    return next(
+        (
+            one
+            for one in OPENERS.values()
+            if _matching(names, one.files) and not _matching(names, one.unless)
+        ),
+        None,
+    )
 
 
 def _open_repository(address: HubAddress) -> Checkpoint:
@@ -169,6 +190,10 @@ _MUST_BE_LOCAL = {
         OPENERS["dcp"].files,
         [".metadata", "*.distcp", *_SMALL_FILES],
     ),
+    "a checkpoint of torch_checkpointing": (
+        OPENERS["torch_checkpointing"].files,
+        ["*.pkl", "*_[0-9]*", *_SMALL_FILES],
+    ),
     "weights of torch.save": (["pytorch_model*.bin"], ["pytorch_model*", *_SMALL_FILES]),
     "Meta's original files": (
         OPENERS["meta"].files,
@@ -188,5 +213,5 @@ def _not_a_checkpoint(path: Path | HubFile, names: Collection[str]) -> str:
     found = first_few(sorted(name for name in names if "/" not in name)) or "nothing"
     return (
         f"not a checkpoint: found {found}, but no *.safetensors, pytorch_model*.bin, "
-        "consolidated.*.pth or .metadata, and no other .pt, .pth or .bin with the names of a Llama"
+        "consolidated.*.pth, .metadata or metadata.pkl, and no other .pt, .pth or .bin with the names of a Llama"
     )

@@ -29,7 +29,7 @@ class SourceRecord:
 
     Attributes:
         path: The folder, resolved.
-        format: "huggingface", "meta" or "dcp".
+        format: "huggingface", "meta", "dcp" or "torch_checkpointing".
         rope: The layout of its q and k rows.
         assets: The folder that config.json and the tokenizer came from, if there was one.
         files: Bytes of each file that held tensors, by its name.

@@ -74,7 +74,8 @@ class Piece:
     def offset_of(self, row: int, element_bytes: int) -> int:
         """Return the byte in ``file`` at which the tensor's row ``row`` begins in this piece."""
         skipped = row - self.start[0] if self.start else 0
-        return self.offset + skipped * prod(self.shape[1:]) * element_bytes
+        step = self.strides[0] if self.strides else prod(self.shape[1:])
+        return self.offset + skipped * step * element_bytes
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ class TensorInfo:
                 if rows := piece.rows(first, last):
                     offset = piece.offset_of(rows.start, DTYPE_BYTES[self.dtype])
                     start = (length + rows.start - first, *piece.start[1:])
-                    pieces.append(Piece(piece.file, offset, start, (len(rows), *piece.shape[1:])))
+                    shape = (len(rows), *piece.shape[1:])
+                    pieces.append(Piece(piece.file, offset, start, shape, piece.strides))
             length += last - first
         return TensorInfo(name, self.dtype, (length, *self.shape[1:]), tuple(pieces))
 
@@ -181,6 +183,7 @@ class TensorInfo:
                 piece.offset_of(index, DTYPE_BYTES[self.dtype]),
                 piece.start[1:],
                 piece.shape[1:],
+                piece.strides[1:],
             )
             for piece in self.pieces
             if piece.rows(index, index + 1)

@@ -162,9 +162,10 @@ class Parameters:
             self.values.get(name, _DEFAULTS[name]) for name in ("to", "rope", "dtype")
         )
         if to == "auto":
-            # As `llamaconv.checkpoint.open` recognises a DCP, which becomes a Hugging Face folder.
-            is_dcp = (Path(self.source) / ".metadata").is_file()
-            to = "hf" if is_dcp else "dcp"
+            # As `llamaconv.checkpoint.open` recognises what a trainer saved, which becomes a Hugging
+            # Face folder.
+            names = (".metadata", "metadata.pkl")
+            to = "hf" if any((Path(self.source) / name).is_file() for name in names) else "dcp"
         parts = [Path(self.source).name or Path(self.source).resolve().name]
         parts.append(self.values.get("generation", _DEFAULTS["generation"]) if to == "dcp" else to)
         parts += [rope] if to == "dcp" and rope != _DEFAULTS["rope"] else []

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llamaconv.checkpoint.checkpoint import Checkpoint, ModelConfig
+from llamaconv.checkpoint.checkpoint import OF_TRAINERS, Checkpoint, ModelConfig
 from llamaconv.checkpoint.dcp import usual_layout
 from llamaconv.checkpoint.fused import split_fused
 from llamaconv.checkpoint.hub_address import HubAddress, HubFile, path_or_address
@@ -81,7 +81,7 @@ def find_assets(source: Checkpoint, target: Target) -> Assets:
     files = find_small_files(folder, source, target)
     problems += files.problems
     rope = source.rope
-    if source.format == "dcp" and source.receipt is None and params is not None:
+    if source.format in OF_TRAINERS and source.receipt is None and params is not None:
         rope = usual_layout(source.tensors, source.naming, params)
     kept = _kept(source, target, config)
     known = replace(source, params=params, rope=rope, problems=(*kept, *problems))
@@ -158,7 +158,7 @@ def _without_params(source: Checkpoint, target: Target, folder: Path | None) -> 
     """Return a problem if no file has the parameters that weights do not contain."""
     if target.assets:
         return None  # what is wrong with that folder is reported
-    if source.format == "dcp" and (folder is None or not (folder / CONFIG).is_file()):
+    if source.format in OF_TRAINERS and (folder is None or not (folder / CONFIG).is_file()):
         return Problem(
             f"{source.path}: no receipt (llamaconv.json) gives the number of heads and the RoPE "
             "base. Pass a folder with the model's config.json with --assets"
@@ -235,7 +235,7 @@ def _given(source: Checkpoint, config: ModelConfig, problems: list[Problem]) -> 
 
 def _where(source: Checkpoint) -> str:
     """Name the file that the parameters of a source come from."""
-    if source.format == "dcp" or source.config is None:
+    if source.format in OF_TRAINERS or source.config is None:
         return f"the receipt of {source.path}"
     return str(source.config.path)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from llamaconv.checkpoint.checkpoint import Checkpoint, ModelConfig
+from llamaconv.checkpoint.checkpoint import OF_TRAINERS, Checkpoint, ModelConfig
 from llamaconv.checkpoint.reader import all_one
 from llamaconv.checkpoint.tensors import WEIGHT_DTYPES, TensorInfo
 from llamaconv.model.families import FAMILIES
@@ -37,7 +37,7 @@ def check_tensors(
         yield from _unfit_for_meta(target, params)
     norms = [tensor for (role, _), tensor in known.items() if role.endswith("norm")]
     # Norms start as ones, and a trainer that never loaded weights saves them so.
-    if source.format == "dcp" and norms and all(map(all_one, norms)):
+    if source.format in OF_TRAINERS and norms and all(map(all_one, norms)):
         yield warning(
             f"{source.path}: looks like a random initialisation: all {len(norms)} norms are "
             "exactly 1, as before any training. Check that the weights were loaded"

@@ -25,7 +25,7 @@ class Rules:
     """What a format decides, and what it leaves to the options.
 
     Attributes:
-        to: The value of ``--to`` that chooses the format.
+        to: The value of ``--to`` that chooses the format; "" for one that is read and not written.
         title: Its name in tables.
         naming: The naming of its tensors (`llamaconv.model.names.NAMINGS`), None if the option
             ``generation`` decides.
@@ -55,10 +55,13 @@ RULES: dict[Format, Rules] = {
         frozenset({"generation", "rope", "shards", "as_step_0", "with_optimizer"}),
         "huggingface",
     ),
+    "torch_checkpointing": Rules("", "torch_checkpointing", None, None, frozenset(), "huggingface"),
 }
 """The rules by format, as `llamaconv.checkpoint.checkpoint.Checkpoint.format` names it."""
 
-_FORMATS: dict[str, Format] = {rules.to: name for name, rules in RULES.items()} | {"auto": "dcp"}
+_FORMATS: dict[str, Format] = {rules.to: name for name, rules in RULES.items() if rules.to} | {
+    "auto": "dcp"
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class Target:
 
     Attributes:
         to: The format: "dcp" (TorchTitan), "hf" (Hugging Face), "meta" (Meta's original files), or
-            "auto" for a DCP from any other format, and for Hugging Face from a DCP.
+            "auto" for Hugging Face from what a trainer saved (a DCP, torch_checkpointing), and for a
+            DCP from all else.
         generation: The tensor names of a DCP: "titan-0.3" for TorchTitan 0.3.0, "titan-main" for
             its main branch since 2026-09-21 (fused wqkv and w13, in no release yet), "titan-0.2"
             for 0.1.0 to 0.2.2, "titan-2024" for its conversion script of 2024.
@@ -157,9 +161,12 @@ def target_like(found: Checkpoint) -> Target:
     """Return the options whose target has the format and the names of ``found``.
 
     Raises:
-        RefusedError: ``found`` is a DCP whose names belong to no generation.
+        RefusedError: ``found`` is a DCP whose names belong to no generation, or of a format that is
+            not written.
     """
     rules = RULES[found.format]
+    if not rules.to:
+        raise RefusedError(f"{found.path}: {rules.title} is read, not written, so it is no target")
     if rules.naming:
         return Target(to=rules.to)
     if found.generation not in CHOICES["generation"]:

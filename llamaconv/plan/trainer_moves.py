@@ -169,6 +169,11 @@ def _for_0_2(source: Checkpoint, found: _Parameters, result: TrainerMoves) -> No
 def _why_not(source: Checkpoint, target: Target) -> str:
     """Return why a trainer's state cannot be carried at all; "" if it can."""
     option = "--with-optimizer"
+    if source.format == "torch_checkpointing":
+        return (
+            f"{option}: of {source.path} the model alone is read; the trainer's state of "
+            "torch_checkpointing is not carried. Leave the option out"
+        )
     if source.format != "dcp":
         return (
             f"{option}: {source.path} is no distributed checkpoint, and only one of TorchTitan has the "

@@ -1,6 +1,7 @@
 """Read rows with other people's readers, to compare what the engine wrote.
 
-Files are read by safetensors or ``torch.load``, distributed checkpoints by ``dcp.load``.
+Files are read by safetensors or ``torch.load``, distributed checkpoints by ``dcp.load``. Of
+torch_checkpointing, the parts are read by these two, and placed by ``torch.chunk``.
 
 The concession: two cases use our own `PieceReader`, at the offsets that the headers name.
 ``dcp.load`` reads whole entries, so tensors above 2 MiB are read in windows instead. And
@@ -34,6 +35,12 @@ from llamaconv.checkpoint.tensors import Piece, TensorInfo
 from llamaconv.checkpoint.torch_rows import TensorBuffer, read_rows
 from llamaconv.checkpoint.trainer_state import read_trainer_state
 from llamaconv.checkpoint.untrusted.dcp_metadata import read_metadata
+from llamaconv.checkpoint.untrusted.torch_checkpointing_metadata import Metadata as StoreMetadata
+from llamaconv.checkpoint.untrusted.torch_checkpointing_metadata import Sharding, StoredTensor
+from llamaconv.checkpoint.untrusted.torch_checkpointing_metadata import (
+    read_metadata as read_store_metadata,
+)
+from llamaconv.model.params import LlamaParams
 from llamaconv.report.errors import FailedError, LlamaconvError
 from llamaconv.verify import inert_pickle
 from llamaconv.verify.torch_metadata import unpickle_metadata
@@ -217,22 +224,13 @@ class DcpLoadReader(IndependentReader):
     def _rows_of_heads(self, part: TensorInfo, first: int, last: int) -> Tensor:
         """Return rows of wq, wk or wv out of a fused matrix, head by head from its definition."""
         params, fused = self.checkpoint.params, self._stored[part.stored]
-        assert params is not None
-        size, group = params.head_dim, params.n_heads // params.n_kv_heads
         rows = self.window.tensor((last - first, *part.shape[1:]), getattr(torch, part.dtype))
-        row = first
+        done = 0
         with PieceReader() as reader:
-            while row < last:
-                head, within = divmod(row, size)
-                if _role(part) == "wq":
-                    kv_head, place = divmod(head, group)
-                else:
-                    kv_head, place = head, group + (_role(part) == "wv")
-                begin = (kv_head * (group + 2) + place) * size + within
-                n_rows = min(size - within, last - row)
-                out = rows[row - first : row - first + n_rows]
-                out.copy_(read_rows(reader, fused, begin, begin + n_rows, self._head))
-                row += n_rows
+            for begin, end in _rows_in_fused(part, params, first, last):
+                out = rows[done : done + end - begin]
+                out.copy_(read_rows(reader, fused, begin, end, self._head))
+                done += end - begin
         return rows
 
     @cached_property
@@ -240,6 +238,158 @@ class DcpLoadReader(IndependentReader):
         """The tensors as they are stored, with those that were taken apart."""
         path = self.checkpoint.local_path
         return {**open_dcp(path).tensors, **read_trainer_state(path).tensors}
+
+
+Region = Sequence[tuple[int, int]]
+"""First element and the one after the last along each axis."""
+
+
+class RankFilesReader(IndependentReader):
+    """``torch.load`` or safetensors for the file of a rank, and ``torch.chunk`` for its place.
+
+    ``torch.chunk`` is what a DTensor's placements are defined by: cutting the numbers of the rows
+    (and of the columns) as it cuts a tensor tells which of them a rank has.
+    """
+
+    reader = "torch.load and the safetensors library"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self._files: dict[Path, Any] = {}
+
+    @cached_property
+    def _metadata(self) -> StoreMetadata:
+        return read_store_metadata(self.checkpoint.local_path)
+
+    @cached_property
+    def _tensors(self) -> dict[str, StoredTensor]:
+        # The model's item is the one whose files the tensors are in.
+        files = {str(file) for file in self.checkpoint.local_files}
+        found: dict[str, StoredTensor] = {}
+        for tensor in self._metadata.tensors:
+            ranks = (rank for one in tensor.shardings for rank in one.ranks)
+            its = {self._metadata.files[tensor.item, rank].file for rank in ranks}
+            if any(str(self.checkpoint.local_path / file) in files for file in its):
+                found.setdefault(tensor.name, tensor)
+        return found
+
+    def _prefetch(self, _names: Sequence[str]) -> None:
+        # Mapped per batch: what was read of a mapping counts as memory until it is closed.
+        self._files.clear()
+
+    def _rows(self, name: str, first: int, last: int) -> Tensor:
+        tensor = self.checkpoint.tensors[name]
+        columns = [(0, n) for n in tensor.shape[1:]]
+        if not tensor.stored:
+            return self._region(name, [(first, last), *columns] if tensor.shape else [])
+        if _role(tensor) in ("w1", "w3"):
+            index = 0 if _role(tensor) == "w1" else 1
+            return self._region(tensor.stored, [(index, index + 1), (first, last), *columns])[0]
+        parts = [
+            self._region(tensor.stored, [run, *columns]).clone()
+            for run in _rows_in_fused(tensor, self.checkpoint.params, first, last)
+        ]
+        return torch.cat(parts)
+
+    def _region(self, name: str, region: Region) -> Tensor:
+        """Return a rectangle of a stored tensor, put together from the parts of the ranks."""
+        tensor = self._tensors[name]
+        shape = [last - first for first, last in region]
+        out = self.window.tensor(tuple(shape), getattr(torch, tensor.shardings[0].dtype))
+        seen: set[tuple[tuple[int, int], ...]] = set()
+        missing = out.numel()
+        for sharding in tensor.shardings:
+            for rank, axes in _held(sharding):
+                key = tuple((int(axis[0]), len(axis)) for axis in axes if len(axis))
+                if key in seen or len(key) < len(axes):
+                    continue
+                seen.add(key)
+                spans = [
+                    (int(torch.searchsorted(axis, first)), int(torch.searchsorted(axis, last)))
+                    for axis, (first, last) in zip(axes, region, strict=True)
+                ]
+                if any(first >= last for first, last in spans):
+                    continue
+                part = self._part(tensor, rank)[tuple(slice(*span) for span in spans)]
+                places = [
+                    (axis[slice(*span)] - first).view(
+                        [-1 if at == of else 1 for of in range(len(axes))]
+                    )
+                    for at, (axis, span, (first, _)) in enumerate(
+                        zip(axes, spans, region, strict=True)
+                    )
+                ]
+                if places:
+                    out[tuple(places)] = part.detach()
+                else:
+                    out.copy_(part.detach())
+                missing -= part.numel()
+        if missing:  # or the rows of the previous window would pass for these
+            raise FailedError(f"{name}: {missing} elements of {list(region)} are in no file")
+        return out
+
+    def _part(self, tensor: StoredTensor, rank: int) -> Any:
+        """Return the part of a rank, or what can be sliced as it."""
+        file = self._metadata.files[tensor.item, rank]
+        path = self.checkpoint.local_path / file.file
+        if file.kind == "safetensors":
+            with safe_open(path, framework="pt") as opened:
+                name = ".".join(map(str, tensor.path))
+                sliced = opened.get_slice(name)
+                return sliced if sliced.get_shape() else opened.get_tensor(name)
+        if path not in self._files:
+            self._files[path] = torch.load(
+                path, map_location="cpu", weights_only=False, pickle_module=inert_pickle, mmap=True
+            )
+        part = self._files[path]
+        for key in tensor.path:
+            part = part[key]
+        return part
+
+
+def _held(sharding: Sharding) -> Iterator[tuple[int, list[Tensor]]]:
+    """Yield each rank, and which elements it has along each axis of the tensor."""
+    if sharding.boxes is not None:
+        raise FailedError("parts that are listed one by one have no other reader")
+    places = torch.arange(len(sharding.members)).view(sharding.mesh)
+    for rank in sharding.ranks:
+        index = (places == sharding.members.index(rank)).nonzero()[0].tolist()
+        axes = [torch.arange(length) for length in sharding.shape]
+        for extent, at, cut in zip(sharding.mesh, index, sharding.cuts, strict=True):
+            if cut is not None:
+                axis, factor = cut
+                pieces = [_chunk(one, extent, at) for one in _chunks(axes[axis], factor)]
+                axes[axis] = torch.cat(pieces)
+        yield rank, axes
+
+
+def _chunks(numbers: Tensor, n_chunks: int) -> list[Tensor]:
+    """Return ``torch.chunk``, which gives fewer if the rest would be empty."""
+    found = list(numbers.chunk(n_chunks))
+    return found + [numbers[:0]] * (n_chunks - len(found))
+
+
+def _chunk(numbers: Tensor, n_chunks: int, number: int) -> Tensor:
+    return _chunks(numbers, n_chunks)[number]
+
+
+def _rows_in_fused(
+    part: TensorInfo, params: LlamaParams | None, first: int, last: int
+) -> Iterator[tuple[int, int]]:
+    """Yield where rows of wq, wk or wv are in a fused matrix, head by head from its definition."""
+    assert params is not None
+    size, group = params.head_dim, params.n_heads // params.n_kv_heads
+    row = first
+    while row < last:
+        head, within = divmod(row, size)
+        if _role(part) == "wq":
+            kv_head, place = divmod(head, group)
+        else:
+            kv_head, place = head, group + (_role(part) == "wv")
+        begin = (kv_head * (group + 2) + place) * size + within
+        n_rows = min(size - within, last - row)
+        yield begin, begin + n_rows
+        row += n_rows
 
 
 def _role(part: TensorInfo) -> str:
@@ -334,10 +484,18 @@ def _files_reader(checkpoint: Checkpoint) -> IndependentReader:
     return TorchLoadReader(checkpoint)
 
 
+def _rank_files_reader(checkpoint: Checkpoint) -> IndependentReader:
+    metadata = read_store_metadata(checkpoint.local_path)
+    if any(one.boxes is not None for tensor in metadata.tensors for one in tensor.shardings):
+        return PlainReader(checkpoint)
+    return RankFilesReader(checkpoint)
+
+
 READERS: dict[Format, Callable[[Checkpoint], IndependentReader]] = {
     "huggingface": _files_reader,
     "meta": _files_reader,
     "dcp": DcpLoadReader,
+    "torch_checkpointing": _rank_files_reader,
 }
 """The reader of each format."""
 

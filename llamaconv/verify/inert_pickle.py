@@ -3,7 +3,7 @@
 ``torch.load`` with ``weights_only`` refuses a file in which options or counters are saved next to the
 weights. This module is given to it as its ``pickle_module`` instead: what builds tensors is
 torch's own, and every other name becomes an `Inert`, whatever it is. Nothing else is imported or
-called. `torch_archive` has read the same file as data before, and refused what no trainer saves.
+called. Of a DTensor, which a rank saves, the rank's own part is taken. `torch_archive` has read the same file as data before, and refused what no trainer saves.
 """
 
 from __future__ import annotations
@@ -57,10 +57,26 @@ class Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return torch's own function or class, or what stands for another one."""
+        if (module, name) == ("torch._utils", "_rebuild_wrapper_subclass"):
+            return _part_of_rank
+        if (module, name) == ("torch._tensor", "_rebuild_from_type_v2"):
+            return _rebuilt
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if "." not in name and (is_dtype or name in _TORCHS.get(module, ())):
             return super().find_class(module, name)
         return _new_dict if (module, name) == ("collections", "defaultdict") else Inert
+
+
+def _part_of_rank(*_args: Any) -> Any:
+    """Stand for what makes a DTensor; `_rebuilt` takes the rank's part instead."""
+
+
+def _rebuilt(builder: Any, kind: Any, args: Any, state: Any) -> Any:
+    """Build a tensor with attributes as torch does, or take a DTensor's part of the rank."""
+    if builder is _part_of_rank:
+        attributes = state if isinstance(state, tuple) else (state,)
+        return next(one["_local_tensor"] for one in attributes if one and "_local_tensor" in one)
+    return torch._tensor._rebuild_from_type_v2(builder, kind, args, state)
 
 
 def _new_dict(*_args: Any) -> dict[Any, Any]:

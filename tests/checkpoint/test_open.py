@@ -57,4 +57,4 @@ def test_dcp_beside_safetensors_is_opened_as_dcp(tmp_path: Path) -> None:
 
 
 def test_openers_are_named_by_the_formats_that_they_open() -> None:
-    assert set(OPENERS) == {"huggingface", "meta", "dcp"}
+    assert set(OPENERS) == {"huggingface", "meta", "dcp", "torch_checkpointing"}

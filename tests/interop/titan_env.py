@@ -44,7 +44,10 @@ RELEASES = [
     # Neither declares triton, which both import. Of what 0.2.2 declares, Llama 3 needs only these, with
     # safetensors for a start from a Hugging Face folder.
     Release("0.2.2", "titan-0.2", (RUNTIME_0_2, "--no-deps torchtitan==0.2.2")),
-    Release("0.3.0", "titan-0.3", ("torchtitan==0.3.0 triton",)),
+    # torch_checkpointing, which is to follow DCP, asks for nothing that is not there.
+    Release(
+        "0.3.0", "titan-0.3", ("torchtitan==0.3.0 triton", "--no-deps torch_checkpointing==0.1.1")
+    ),
 ]
 
 

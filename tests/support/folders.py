@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import warnings
 from pathlib import Path
 
@@ -83,3 +85,28 @@ def of_main(weights: dict[str, Tensor], params: LlamaParams) -> dict[str, Tensor
         pair = [made.pop(f"{start}{name}.weight") for name in ("w1", "w3")]
         made[f"{start}w13.weight"] = torch.stack(pair)
     return made
+
+
+def to_version_1(folder: Path) -> None:
+    """Gives torch_checkpointing's ``metadata.pkl`` the form of version 1.0, which nothing writes now.
+
+    As torch_checkpointing reads it (distributed_metadata.py, `_convert_v1_to_v2`): tensors by a path
+    that begins with their item, and the files of all items by rank.
+    """
+    path = folder / "metadata.pkl"
+    now = pickle.loads(path.read_bytes())
+    items = now["metadata"]
+    before = {
+        "metadata": {
+            json.dumps([item, *json.loads(text)], separators=(",", ":")): groups
+            for item, entry in items.items()
+            for text, groups in entry["nested_path_to_metadata"].items()
+        },
+        "rank_to_layout_info_mappings": {
+            rank: {item: entry["rank_to_layout_info"][rank] for item, entry in items.items()}
+            for rank in range(now["world_size"])
+        },
+        "world_size": now["world_size"],
+        "version": "1.0",
+    }
+    path.write_bytes(pickle.dumps(before))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,7 +80,7 @@ def read(
     admitted: Collection[str],
     members: Collection[str] = (),
     later: re.Pattern[str] = _NO_NAME,
-    inert: Collection[str] = (),
+    inert: Container[str] = (),
 ) -> Any:
     """Read the one value in ``content``.
 
@@ -137,7 +137,7 @@ class _Machine:
         admitted: Collection[str],
         members: Collection[str],
         later: re.Pattern[str],
-        inert: Collection[str],
+        inert: Container[str],
     ) -> None:
         self.content = content
         self.inert = inert

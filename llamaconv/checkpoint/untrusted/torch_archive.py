@@ -99,6 +99,16 @@ _OTHER_TENSORS = re.compile(r"torch\._utils\._rebuild_\w+|torch\.(storage\.)?\w+
 _PARTS = re.compile(r"torch\._utils\._rebuild_wrapper_subclass|torch\.distributed\..+", re.ASCII)
 _PARTED = re.compile(rb"\b(?:DTensor|ShardedTensor)\b")
 
+# A DTensor: what builds it, its class, and what describes its mesh, which nobody needs here. A file of
+# one rank holds the rank's own part, a plain tensor among its attributes.
+_WRAPPED, _LOCAL_TENSOR = "torch._utils._rebuild_wrapper_subclass", "_local_tensor"
+_DTENSORS = ("torch.distributed.tensor.DTensor", "torch.distributed.tensor._api.DTensor")
+_OF_A_MESH = re.compile(
+    r"torch\.distributed\.(?:tensor|device_mesh|_mesh_layout)(?:\.\w+)+"
+    r"|torch\.serialization\._get_layout",
+    re.ASCII,
+)
+
 _MOST_DIRECTORY_BYTES = 64 << 20
 _MOST_PICKLE_BYTES = 100_000_000
 # Elements from the first to the last of a row, or of a column, that one read may span.
@@ -122,10 +132,18 @@ class Stored:
     strides: tuple[int, ...] = ()
 
 
+class _InertOfRanks:
+    """The names of `_INERT`, and those that describe the mesh of a DTensor."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in _INERT or (type(name) is str and _OF_A_MESH.fullmatch(name) is not None)
+
+
 class Archive:
     """The archive that begins at byte ``start`` of ``file`` and is ``length`` bytes long.
 
-    ``value`` is what was saved, with a `PickledCall` for each tensor, which `tensor` reads.
+    ``value`` is what was saved, with a `PickledCall` for each tensor, which `tensor` reads. With
+    ``of_rank``, a DTensor is read as the rank's own part of it; without, it is refused.
 
     Raises:
         UnknownFormError: It holds tensors in a form that cannot be read.
@@ -133,7 +151,7 @@ class Archive:
         ValueError: It is damaged.
     """
 
-    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+    def __init__(self, file: BinaryIO, start: int, length: int, of_rank: bool = False) -> None:
         self._descriptor = file.fileno()
         self._start = start
         self._length = length
@@ -147,7 +165,9 @@ class Archive:
             raise ValueError(f"its byteorder is {found!r} instead of little")
         try:
             content = self._whole(pickles[0], _MOST_PICKLE_BYTES)
-            self.value = read(content, _ADMITTED, later=_CLASSES, inert=_INERT)
+            admitted = _ADMITTED | {_WRAPPED, *_DTENSORS} if of_rank else _ADMITTED
+            inert = _InertOfRanks() if of_rank else _INERT
+            self.value = read(content, admitted, later=_CLASSES, inert=inert)
         except ForbiddenNameError as error:
             if _PARTS.fullmatch(str(error)) and (kind := _PARTED.search(content)):
                 raise UnknownFormError(
@@ -353,7 +373,7 @@ def _is_readable(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 def _built(made: Any) -> Any:
     """Return the call that builds a tensor, without what turns it into a parameter."""
-    for _ in range(2):
+    for _ in range(4):
         if type(made) is not PickledCall or not made.args:
             return made
         if made.name in (_PARAMETER, _PARAMETER_WITH_STATE):
@@ -362,6 +382,9 @@ def _built(made: Any) -> Any:
             builder, kind, args, _ = made.args
             if type(builder) is not PickledName or type(args) is not tuple:
                 raise ValueError("not described as torch describes a tensor")
+            if builder.name == _WRAPPED:
+                made = _part_of_rank(kind, made.args[3])
+                continue
             if type(kind) is not PickledName or kind.name not in _TYPES:
                 raise ValueError(
                     f"a tensor of the class {kind_of(kind)} asks for {_OF_TYPE}; save it as a "
@@ -369,6 +392,17 @@ def _built(made: Any) -> Any:
                 )
             made = PickledCall(builder.name, args)
     return made
+
+
+def _part_of_rank(kind: Any, attributes: Any) -> Any:
+    """Return the rank's part of a DTensor."""
+    if type(kind) is not PickledName or kind.name not in _DTENSORS:
+        raise ValueError(f"a tensor of the class {kind_of(kind)}; save it as a plain tensor")
+    # Attributes in slots come second, after those in a dict.
+    for found in attributes if type(attributes) is tuple else (attributes,):
+        if type(found) is dict and is_tensor(found.get(_LOCAL_TENSOR)):
+            return found[_LOCAL_TENSOR]
+    raise ValueError("a DTensor without the part of its rank")
 
 
 def is_tensor(value: Any) -> bool:
