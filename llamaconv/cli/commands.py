@@ -199,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
 def _target_options(command: argparse.ArgumentParser) -> None:
     defaults = Target()
     helps = {
-        "to": "format of the target; auto is dcp, or hf from a DCP",
+        "to": "format of the target; auto is dcp, or hf from what a trainer saved",
         "generation": "tensor names of a DCP: of TorchTitan 0.3.0; of its main branch since "
         "2026-09-21, in no release yet; of 0.1.0 to 0.2.2; or of its script of 2024",
         "rope": "layout of the q and k rows of a DCP; auto is the one that TorchTitan's own model of "
