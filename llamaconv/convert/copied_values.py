@@ -42,6 +42,3 @@ class ValueBlocks:
     def is_valid(self, name: str) -> bool:  # noqa: ARG002
         """Return True: nothing is cast."""
         return True
-
-    def count(self, n_written: int, n_reused: int = 0) -> None:
-        """Count nothing: the engine's own count is the one that `Output` calls."""

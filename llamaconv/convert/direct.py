@@ -21,7 +21,7 @@ from llamaconv.checkpoint.buffers import scratch
 
 # Offsets, lengths and memory must be multiples of the disk's block; no disk has larger ones.
 _ALIGNED = 4096
-_BUFFER_BYTES = 4 << 20
+_BUFFER_BYTES = 2 << 20
 _BUFFERS = 3
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 _REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS)

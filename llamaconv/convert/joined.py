@@ -88,11 +88,3 @@ class JoinedBlocks:
     def is_valid(self, name: str) -> bool:  # noqa: ARG002
         """Return whether no value of any of the tensors has overflowed so far."""
         return all(self._blocks.is_valid(part) for part, *_ in self._runs)
-
-    def count(self, n_written: int, n_reused: int = 0) -> None:
-        """Add bytes that were written, and bytes that were already in their file."""
-        self._blocks.count(n_written, n_reused)
-
-    def note_refusal(self) -> None:
-        """See `Blocks.note_refusal`."""
-        self._blocks.note_refusal()

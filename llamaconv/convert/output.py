@@ -28,7 +28,7 @@ _READ_BYTES = 1 << 20
 
 
 class Blocks(Protocol):
-    """Where the bytes of the target come from, and who counts them."""
+    """Where the bytes of the target come from."""
 
     def blocks(self, name: str, first: int, last: int) -> Iterator[memoryview]:
         """Yield rows ``first`` to ``last`` (excluded) of tensor ``name``, in order.
@@ -38,6 +38,10 @@ class Blocks(Protocol):
 
     def is_valid(self, name: str) -> bool:
         """Return whether no value of ``name`` has overflowed so far."""
+
+
+class CountedBlocks(Blocks, Protocol):
+    """`Blocks`, and what is told about the files that they went to."""
 
     def count(self, n_written: int, n_reused: int = 0) -> None:
         """Add bytes of tensors that were written, and bytes that were already in their file."""

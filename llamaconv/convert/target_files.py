@@ -8,7 +8,7 @@ from pathlib import Path
 from llamaconv.checkpoint.checkpoint import Format
 from llamaconv.checkpoint.tensors import TensorInfo
 from llamaconv.convert.joined import joined_tensors
-from llamaconv.convert.output import Blocks
+from llamaconv.convert.output import CountedBlocks
 from llamaconv.convert.small_files import copy_small_files
 from llamaconv.convert.to_dcp import write_dcp
 from llamaconv.convert.to_huggingface import write_config, write_huggingface
@@ -18,10 +18,14 @@ from llamaconv.plan.plan import Plan
 from llamaconv.ranks import Ranks
 
 Digests = dict[str, list[str]]
-How = tuple[Blocks, int, Ranks]  # where the bytes come from, writer threads, who shares the files
+How = tuple[
+    CountedBlocks, int, Ranks
+]  # where the bytes come from, writer threads, who shares the files
 
 
-def write_target(folder: Path, plan: Plan, blocks: Blocks, workers: int, ranks: Ranks) -> Digests:
+def write_target(
+    folder: Path, plan: Plan, blocks: CountedBlocks, workers: int, ranks: Ranks
+) -> Digests:
     """Write this rank's files of the target, and on rank 0 the small files.
 
     Args:

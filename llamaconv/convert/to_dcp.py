@@ -45,7 +45,7 @@ from llamaconv.checkpoint.untrusted.dcp_metadata import (
 from llamaconv.convert.copied_values import ValueBlocks
 from llamaconv.convert.joined import Joined, JoinedBlocks
 from llamaconv.convert.metadata_bytes import write_metadata
-from llamaconv.convert.output import Blocks, Output, Payload
+from llamaconv.convert.output import CountedBlocks, Output, Payload
 from llamaconv.convert.torch_stream import save_streamed, without_data
 from llamaconv.convert.write_files import File, write_files
 from llamaconv.plan.plan import ValueCopy
@@ -56,7 +56,7 @@ def write_dcp(
     folder: Path,
     tensors: Sequence[TensorInfo],
     shards: int,
-    blocks: Blocks,
+    blocks: CountedBlocks,
     workers: int,
     ranks: Ranks = ALONE,
     joined: Mapping[str, Joined] | None = None,
@@ -157,7 +157,7 @@ class _StreamWriter(FileSystemWriter):
     def __init__(
         self,
         folder: Path,
-        blocks: Blocks,
+        blocks: CountedBlocks,
         workers: int,
         ranks: Ranks,
         joined: Mapping[str, Joined],

@@ -16,7 +16,7 @@ from llamaconv.checkpoint.huggingface import CONFIG
 from llamaconv.checkpoint.huggingface_index import INDEX, SINGLE
 from llamaconv.checkpoint.tensors import TensorInfo
 from llamaconv.checkpoint.untrusted.safetensors_header import DTYPES
-from llamaconv.convert.output import Blocks, Output, Payload
+from llamaconv.convert.output import CountedBlocks, Output, Payload
 from llamaconv.convert.small_files import write_text
 from llamaconv.convert.write_files import File, write_files
 from llamaconv.model.config_json import to_config
@@ -30,7 +30,7 @@ def write_huggingface(
     folder: Path,
     tensors: Sequence[TensorInfo],
     max_shard_size: int,
-    blocks: Blocks,
+    blocks: CountedBlocks,
     workers: int,
     ranks: Ranks = ALONE,
 ) -> dict[str, list[str]]:
@@ -83,7 +83,9 @@ def _shards(tensors: Sequence[TensorInfo], most: int) -> Iterator[list[TensorInf
         yield shard
 
 
-def _write_shard(shard: list[TensorInfo], blocks: Blocks, output: Output) -> dict[str, list[str]]:
+def _write_shard(
+    shard: list[TensorInfo], blocks: CountedBlocks, output: Output
+) -> dict[str, list[str]]:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in shard:

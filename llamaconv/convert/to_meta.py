@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from llamaconv.checkpoint.tensors import DTYPE_BYTES, TensorInfo
-from llamaconv.convert.output import Blocks, Output, Payload
+from llamaconv.convert.output import CountedBlocks, Output, Payload
 from llamaconv.convert.small_files import write_text
 from llamaconv.convert.torch_stream import save_streamed, without_data
 from llamaconv.convert.write_files import File, write_files
@@ -29,7 +29,7 @@ def write_meta(
     folder: Path,
     tensors: Sequence[TensorInfo],
     n_files: int,
-    blocks: Blocks,
+    blocks: CountedBlocks,
     workers: int,
     ranks: Ranks = ALONE,
 ) -> dict[str, list[str]]:
@@ -69,7 +69,7 @@ def _write_file(
     tensors: Sequence[TensorInfo],
     number: int,
     n_files: int,
-    blocks: Blocks,
+    blocks: CountedBlocks,
     output: Output,
 ) -> list[str]:
     parts = [_part(tensor, number, n_files) for tensor in tensors]
@@ -97,7 +97,7 @@ def _part(tensor: TensorInfo, number: int, n_files: int) -> tuple[tuple[int, ...
 
 
 def _payload(
-    tensor: TensorInfo, start: tuple[int, ...], shape: tuple[int, ...], blocks: Blocks
+    tensor: TensorInfo, start: tuple[int, ...], shape: tuple[int, ...], blocks: CountedBlocks
 ) -> Payload:
     columns = None
     if shape[1:] != tensor.shape[1:]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamaconv.convert.output import Blocks, Output
+from llamaconv.convert.output import CountedBlocks, Output
 from llamaconv.convert.sync import BackgroundSync
 from llamaconv.ranks import Ranks
 from llamaconv.report.errors import FailedError, UnusableError, first_few
@@ -35,7 +35,7 @@ class File:
 
 
 def write_files(
-    folder: Path, files: Sequence[File], blocks: Blocks, workers: int, ranks: Ranks
+    folder: Path, files: Sequence[File], blocks: CountedBlocks, workers: int, ranks: Ranks
 ) -> list[Any]:
     """Write ``files`` to ``folder`` with ``workers`` threads per rank, and fsync them.
 
@@ -70,7 +70,7 @@ def write_files(
 
 
 def _write_mine(
-    folder: Path, files: Sequence[File], blocks: Blocks, workers: int, direct: bool
+    folder: Path, files: Sequence[File], blocks: CountedBlocks, workers: int, direct: bool
 ) -> dict[str, tuple[int, Any]]:
     """Return the length and the result of each file, by name."""
     stop = threading.Event()

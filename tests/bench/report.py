@@ -78,12 +78,30 @@ def row(
     }
 
 
-def engine(whole: Row, seconds: Sequence[float], copies: Sequence[float]) -> Row:
+def engine(
+    whole: Row, seconds: Sequence[float], copies: Sequence[float], disk: Sequence[float]
+) -> Row:
     """The row of the engine's own time, from the same runs as the whole command's."""
+    times = sorted(one / other for one, other in zip(seconds, disk, strict=True))
+    shown = f"{statistics.median(times):.2f} ({times[0]:.2f} to {times[-1]:.2f})"
     return {
         **whole,
         "name": "llamaconv's engine",
-        "otherwise": "imports and checks apart",
+        "otherwise": f"imports and checks apart; {shown} times the disk alone",
+        "disk_ratios": times,
+        **_ratios(seconds, copies),
+    }
+
+
+def disk(whole: Row, seconds: Sequence[float], copies: Sequence[float]) -> Row:
+    """The row of direct writers of as many bytes: what no program can be faster than."""
+    return {
+        "direction": whole["direction"],
+        "name": "the disk alone",
+        "otherwise": "writes the same bytes over and over; the best of 1, 2 and 4 writers",
+        "resident": 0,
+        "anonymous": 0,
+        "target_bytes": whole["target_bytes"],
         **_ratios(seconds, copies),
     }
 

@@ -4,7 +4,8 @@
         [--directions hf-dcp,dcp-hf,meta-dcp,hf-meta,cast] [--peers all] [--cache warm]
         [--no-checks]
 
-Makes the inputs, and in each pair copies the source (the target, where a cast makes it the larger
+Makes the inputs, and in each pair (for ours with the disk alone as a third, direct writers of as many
+bytes) copies the source (the target, where a cast makes it the larger
 side) with ``cp`` and an fsync a file, and converts it, in turns which of the two is first. Before
 either, the last output is deleted and the disk has settled, and the inputs are read into the
 page cache (``warm``) or put out of it (``cold``); what a run leaves unsynced is synced in its time.
@@ -138,10 +139,14 @@ class Bench:
     def _pairs(self, name: str, source: Path, copied: Path, program: Contestant) -> list[dict]:
         runs: list[measure.Measurement] = []
         copies: list[float] = []
+        disk: list[float] = []
         n_bytes = 0
         for number in range(self.pairs):
-            for turn in ("copy", "run") if number % 2 == 0 else ("run", "copy"):
-                if turn == "copy":
+            turns = ["copy", "run"] if number % 2 == 0 else ["run", "copy"]
+            for turn in [*turns, *(["disk"] if program.ours else [])]:
+                if turn == "disk":
+                    disk.append(measure.direct(self.folder, n_bytes))
+                elif turn == "copy":
                     measure.cache(copied, warm=self.warm)
                     copies.append(measure.copy(copied, self.target))
                 else:
@@ -159,7 +164,8 @@ class Bench:
         rows = [report.row(name, program.name, program.otherwise, runs, copies, n_bytes)]
         if program.ours:
             engine = [json.loads(run.output)["seconds"] for run in runs]
-            rows.insert(0, report.engine(rows[0], engine, copies))
+            rows.insert(0, report.engine(rows[0], engine, copies, disk))
+            rows.append(report.disk(rows[0], disk, copies))
         return rows
 
     def _clear(self) -> None:

@@ -121,9 +121,6 @@ class _Rows:
     def is_valid(self, name: str) -> bool:
         return name != "k"
 
-    def count(self, n_written: int, n_reused: int = 0) -> None:
-        """Count nothing."""
-
 
 def test_a_joined_chunk_can_be_read_from_any_row_on() -> None:
     """A resumed conversion goes on within a chunk."""
