@@ -10,11 +10,12 @@ from pathlib import Path
 
 from llamaconv.plan.plan import Plan
 from llamaconv.plan.small_files import names_in
+from llamaconv.plan.trainer_moves import not_loaded
 from llamaconv.report import shell
 from llamaconv.report.errors import first_few, printable
-from llamaconv.torchtitan.advice import Advice, advise
+from llamaconv.torchtitan.advice import Advice, Resumed, advise
 
-_STEP = re.compile(r"step-\d+")
+_STEP = re.compile(r"step-[0-9]{1,18}")
 
 
 def step_name(plan: Plan) -> str:
@@ -48,7 +49,7 @@ def next_steps(plan: Plan, target: Path, dump: Path | None) -> Advice:
             dump,
             assets=plan.assets,
             huggingface=source if isinstance(source, Path) else None,
-            resumes=plan.target.with_optimizer,
+            resumed=_resumed(plan, target, dump) if plan.target.with_optimizer else None,
             biases=plan.biases,
         )
         return replace(advice, notes=(*advice.notes, *_small_files(plan)))
@@ -59,6 +60,20 @@ def next_steps(plan: Plan, target: Path, dump: Path | None) -> Advice:
     load = f"AutoModelForCausalLM.from_pretrained({json.dumps(str(target), ensure_ascii=False)})"
     command = f"python -c {shell.quote(f'from transformers import AutoModelForCausalLM; {load}')}"
     return Advice("transformers", "", command, "", ())
+
+
+def _resumed(plan: Plan, target: Path, dump: Path | None) -> Resumed:
+    keys = {name.split(".", maxsplit=1)[0] for name in plan.trainer_state}
+    later = []
+    if dump is not None and target.parent.is_dir():
+        steps = (one.name for one in target.parent.iterdir() if _STEP.fullmatch(one.name))
+        later = [name for name in steps if _number(name) > _number(target.name)]
+    without = not_loaded(plan.source, plan.target, keys)
+    return Resumed(target.name, without, tuple(sorted(later, key=_number)))
+
+
+def _number(step: str) -> int:
+    return int(step.removeprefix("step-"))
 
 
 def _small_files(plan: Plan) -> Iterator[str]:

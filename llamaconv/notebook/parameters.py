@@ -47,7 +47,7 @@ _DEFAULTS = {
     "values": False,
 }
 
-_TYPES = {"shards": int, "overwrite": bool, "values": bool}
+_TYPES = {"shards": int, "with_optimizer": bool, "overwrite": bool, "values": bool}
 _AS_TEXT = ". papermill's -p turns 1000, True or None into other types; pass text with -r {} VALUE"
 
 
@@ -165,7 +165,8 @@ class Parameters:
             # As `llamaconv.checkpoint.open` recognises what a trainer saved, which becomes a Hugging
             # Face folder.
             names = (".metadata", "metadata.pkl")
-            to = "hf" if any((Path(self.source) / name).is_file() for name in names) else "dcp"
+            is_saved = any((Path(self.source) / name).is_file() for name in names)
+            to = "hf" if is_saved and not self.values.get("with_optimizer") else "dcp"
         parts = [Path(self.source).name or Path(self.source).resolve().name]
         parts.append(self.values.get("generation", _DEFAULTS["generation"]) if to == "dcp" else to)
         parts += [rope] if to == "dcp" and rope != _DEFAULTS["rope"] else []

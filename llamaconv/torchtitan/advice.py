@@ -9,7 +9,7 @@ Limit: the advice starts training; learning rate and parallelism are up to the u
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,45 @@ class Advice:
         }
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """What a full checkpoint holds, from which a run goes on.
+
+    Attributes:
+        step: The name of its folder, as TorchTitan names that of its step.
+        not_loaded: The keys of the trainer's state that the release cannot load, with the reason.
+        later: Later steps next to it, which TorchTitan would load instead.
+    """
+
+    step: str
+    not_loaded: Mapping[str, str]
+    later: tuple[str, ...] = ()
+
+    @property
+    def at_first(self) -> str:
+        """The flag that is needed until the run has saved a step of its own; "" if none is."""
+        keys = ",".join(self.not_loaded)
+        return f"--checkpoint.exclude_from_loading {keys}" if keys else ""
+
+    def notes(self) -> Iterator[str]:
+        """Yield what to know before the run goes on."""
+        yield (
+            "the run goes on from its step, with its optimizer: give it the flags of the run, those of "
+            "the optimizer, the scheduler, the number of steps and the data above all"
+        )
+        if self.not_loaded:
+            why = "; ".join(f"{key}: {reason}" for key, reason in self.not_loaded.items())
+            yield (
+                f"{self.at_first} is for the first start only ({why}); leave it out once the run has "
+                "saved a step of its own, as train.sh does"
+            )
+        if self.later:
+            yield (
+                f"next to {self.step} are later steps ({', '.join(self.later[:3])}), and TorchTitan "
+                "goes on from the newest: move them away, or give --checkpoint.load_step"
+            )
+
+
 def advise(
     params: LlamaParams,
     generation: str,
@@ -131,7 +170,7 @@ def advise(
     *,
     assets: Path | None = None,
     huggingface: Path | None = None,
-    resumes: bool = False,
+    resumed: Resumed | None = None,
     biases: Collection[str] = (),
 ) -> Advice:
     """Return how to start training from a converted checkpoint.
@@ -148,18 +187,18 @@ def advise(
         dump_folder: TorchTitan's dump folder that contains it as ``checkpoint/step-N``, if any.
         assets: The folder with the model's tokenizer, if one is known.
         huggingface: The source, if it is a Hugging Face folder with the same values.
-        resumes: Whether it is a full checkpoint, from which a run goes on, and not a model alone.
+        resumed: What else is in it, if it is a full checkpoint from which a run goes on.
         biases: The roles of the biases that the checkpoint has.
 
     Returns:
         The advice for the newest release that reads the checkpoint, with earlier ones in ``older``.
     """
     releases = releases_of(generation)
-    if resumes:
+    if resumed:
         releases = tuple(release for release in releases if release.full)
     if generation in UNRELEASED:
         return Advice(
-            "TorchTitan's main branch", "", "", "", tuple(_of_main(params, biases, resumes))
+            "TorchTitan's main branch", "", "", "", tuple(_of_main(params, biases, resumed))
         )
     if not releases:
         note = "no release loads these names. To train, convert to titan-0.3 or titan-0.2"
@@ -175,7 +214,7 @@ def advise(
                 dump_folder,
                 assets,
                 huggingface,
-                resumes,
+                resumed,
             )
         )
         for release in releases
@@ -183,13 +222,9 @@ def advise(
     return replace(newest, older=tuple(older))
 
 
-_RESUMES = (
-    "the run goes on from its step, with its optimizer: give it the flags of the run, those of the "
-    "optimizer, the scheduler, the number of steps and the data above all"
-)
-
-
-def _of_main(params: LlamaParams, biases: Collection[str], resumes: bool) -> Iterator[str]:
+def _of_main(
+    params: LlamaParams, biases: Collection[str], resumed: Resumed | None
+) -> Iterator[str]:
     """Yield what is known about the main branch."""
     yield (
         f"these names are read by {UNRELEASED['titan-main']}, and by no release yet: 0.3.0 rejects "
@@ -200,7 +235,7 @@ def _of_main(params: LlamaParams, biases: Collection[str], resumes: bool) -> Ite
         "flavors.py does (build_model_config), with every parameter of this one, and load with "
         "--checkpoint.initial_load_path"
     )
-    if resumes:
+    if resumed:
         yield (
             "to go on with the run, put the folder into DUMP/checkpoint as step-N. The optimizer's keys "
             "are taken to be the names of the parameters, as 0.3.0 has it; this was not run on main"
@@ -224,7 +259,7 @@ def _advise_for(
     dump_folder: Path | None,
     assets: Path | None,
     huggingface: Path | None,
-    resumes: bool,
+    resumed: Resumed | None,
 ) -> Advice:
     title = f"TorchTitan {release.version}"
     if missing := why_not(params, release, layout, biases):
@@ -241,16 +276,17 @@ def _advise_for(
         if dump_folder
         else f"--checkpoint.initial_load_path {shell.quote(str(checkpoint.absolute()))}"
     )
-    if resumes and not dump_folder:
+    if resumed and not dump_folder:
         where += f" {release.full}"
     tokenizer = _tokenizer(release, assets)
     flags = [model, f"{release.enable} {where}", *filter(None, [release.text_flags])]
     further = [f"{release.tokenizer} {shell.quote(str(tokenizer))}"] if tokenizer else []
+    at_first = resumed.at_first if resumed else ""
     launch = "torchrun --nproc-per-node 8 -m torchtitan.train"
-    warnings = tuple(_warnings(params, release, biases, dump_folder, resumes))
+    warnings = tuple(_warnings(params, release, biases, dump_folder, resumed))
     notes = tuple(_notes(params, release, tokenizer))
-    if resumes:
-        notes = (_RESUMES, *notes)
+    if resumed:
+        notes = (*resumed.notes(), *notes)
     as_it_is = ""
     if flavour and huggingface and release.reads_huggingface:
         source = shell.quote(str(huggingface.absolute()))
@@ -264,12 +300,18 @@ def _advise_for(
     return Advice(
         title,
         name,
-        " ".join([launch, *flags, *further]),
+        " ".join([launch, *flags, *further, *filter(None, [at_first])]),
         "" if flavour else module_text(params, release, layout, biases),
         notes,
         warnings=warnings,
         script=script_text(
-            release, checkpoint, flags, tokenizer, (*warnings, *notes), not dump_folder
+            release,
+            checkpoint,
+            flags,
+            tokenizer,
+            (*warnings, *notes),
+            None if dump_folder is None else dump_folder.absolute(),
+            at_first,
         ),
         needs_tokenizer=tokenizer is None,
         without_conversion=as_it_is,
@@ -296,7 +338,7 @@ def _warnings(
     release: Release,
     biases: Collection[str],
     dump_folder: Path | None,
-    resumes: bool,
+    resumed: Resumed | None,
 ) -> Iterator[str]:
     near = flavour_of_shapes(params, biases)
     if near and params.rope_scaling != (scaling := release.scaling.get(near.module)):
@@ -307,7 +349,7 @@ def _warnings(
             f"{factor}; short prompts would hide the difference"
         )
     if release.ignores_path and dump_folder is None:
-        safe = "name the target DUMP/checkpoint/step-N" if resumes else "convert with --as-step-0"
+        safe = "name the target DUMP/checkpoint/step-N" if resumed else "convert with --as-step-0"
         yield (
             "the dump folder must hold no checkpoint/ folder yet: with one, even empty, this release "
             f"ignores the path and trains from random weights ({safe} to be safe)"

@@ -24,7 +24,8 @@ def script_text(
     flags: Sequence[str],
     tokenizer: Path | None,
     remarks: Sequence[str],
-    by_path: bool,
+    dump_folder: Path | None,
+    at_first: str = "",
 ) -> str:
     """Return the text of `NAME`.
 
@@ -34,7 +35,8 @@ def script_text(
         flags: The flags that choose model, checkpoint and text, each group quoted for a shell.
         tokenizer: The tokenizer, None if none is known: the script then asks for it.
         remarks: What to know, as comments.
-        by_path: Whether the checkpoint is given by its path, not in the dump folder.
+        dump_folder: The dump folder that holds the checkpoint; None if it is given by its path.
+        at_first: Flags that are needed until the run has saved a step of its own.
     """
     known = shell.quote(str(tokenizer)) if tokenizer else ""
     missing = f"set TOKENIZER to the {release.tokenizer_is} of the tokenizer"
@@ -51,10 +53,14 @@ def script_text(
         'cd "$(dirname "${BASH_SOURCE[0]}")"',
         f"tokenizer={known}" if known else f'tokenizer=${{TOKENIZER:?"{missing}"}}',
     ]
-    if release.ignores_path and by_path:
+    if release.ignores_path and dump_folder is None:
         lines += _GUARD.splitlines()
+    if at_first:
+        steps = f"{shell.quote(str(dump_folder))}/" if dump_folder else "outputs/"
+        start = shell.quote(str(checkpoint.absolute()))
+        lines += _AT_FIRST.format(flags=at_first, steps=steps, start=start).splitlines()
     words = ['exec torchrun --nproc-per-node "${NGPU:-8}" -m torchtitan.train', *flags]
-    words += [f'{release.tokenizer} "$tokenizer"', '"$@"']
+    words += [f'{release.tokenizer} "$tokenizer"', *(["$at_first"] if at_first else []), '"$@"']
     return "\n".join([*lines, " \\\n    ".join(words)]) + "\n"
 
 
@@ -64,6 +70,14 @@ if [ -d outputs/checkpoint ] && ! compgen -G 'outputs/checkpoint/step-*/.metadat
     echo "outputs/checkpoint holds no checkpoint: training would start from random weights. Remove it" >&2
     exit 2
 fi"""
+
+
+# Until a step of the run's own is there.
+_AT_FIRST = """\
+at_first='{flags}'
+for step in {steps}checkpoint/step-*; do
+    if [ -e "$step/.metadata" ] && ! [ "$step" -ef {start} ]; then at_first=; fi
+done"""
 
 
 def _comment(text: str) -> list[str]:

@@ -41,7 +41,7 @@ class Training:
     printed: str
 
 
-def write_corpus(home: Path) -> Path:
+def write_corpus(home: Path, rows: int = 8) -> Path:
     """A tokenizer of a word a token, and one long text: one document fills every row.
 
     With one document a row, the dense causal mask of the test's flavour and the block mask of 0.3.0's
@@ -53,7 +53,7 @@ def write_corpus(home: Path) -> Path:
     tokenizer.save(str(home / "tokenizer.json"))
     special = {"bos_token": "<s>", "eos_token": "</s>"}
     (home / "tokenizer_config.json").write_text(json.dumps(special))
-    text = " ".join(words[max(i, 2)] for i in tokens(rows=8, seed=11).flatten().tolist())
+    text = " ".join(words[max(i, 2)] for i in tokens(rows=rows, seed=11).flatten().tolist())
     (home / "data").mkdir()
     (home / "data" / "text.json").write_text(json.dumps({"text": text}) + "\n")
     return home

@@ -18,7 +18,7 @@ from llamaconv.notebook.parameters import Parameters
 NOTEBOOKS = headless.NOTEBOOKS
 CONVERT = NOTEBOOKS / "4-convert.ipynb"
 
-TARGET = "to generation rope dtype shards max_shard_size assets tie"
+TARGET = "to generation rope dtype shards max_shard_size assets tie with_optimizer"
 PARAMETERS = {
     "1-browse-index": "source values interactive",
     "2-preview-keys": f"source {TARGET} interactive",

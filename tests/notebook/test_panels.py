@@ -243,12 +243,12 @@ class TestConvertPanel:
 
     def test_controls_without_a_meaning_are_off_and_say_why(self, made: ConvertPanel) -> None:
         off = {name for name, one in made.widgets.items() if one.disabled}
-        assert off == {"max_shard_size", "tie"}
+        assert off == {"max_shard_size", "tie", "with_optimizer"}
         assert "only for Hugging Face" in made.widgets["max_shard_size"].tooltip
         made.widgets["rope"].value = "half_split"
         made.widgets["to"].value = "hf"
         off = {name for name, one in made.widgets.items() if one.disabled}
-        assert off == {"generation", "rope", "shards", "tie"}
+        assert off == {"generation", "rope", "shards", "tie", "with_optimizer"}
         assert made.widgets["rope"].value == "half_split", "what a Hugging Face folder has"
         assert "Hugging Face always has half_split rows" in made._off.value
         assert "--rope" not in made.chosen.parameters.headless()

@@ -66,6 +66,7 @@ class ConvertPanel(Panel):
             shards=Text("shards", str(values["shards"])),
             max_shard_size=Text("max_shard_size", values["max_shard_size"]),
             assets=Text("assets", values["assets"], "the source"),
+            with_optimizer=Switch("with_optimizer", values["with_optimizer"]),
             overwrite=Switch("overwrite", values["overwrite"]),
         )
         self.chosen = choose(checkpoint, parameters)
@@ -74,8 +75,10 @@ class ConvertPanel(Panel):
     def _words(self) -> Words:
         return Words(self.controls, controls=bool(self.widgets))
 
-    def _offers(self, *, to: str, tie: str, **_others: Any) -> dict[str, Offer]:
-        offers = target_offers(self.checkpoint, to, tie)
+    def _offers(
+        self, *, to: str, tie: str, with_optimizer: bool, **_others: Any
+    ) -> dict[str, Offer]:
+        offers = target_offers(self.checkpoint, to, tie, with_optimizer)
         if not self._is_running:
             return offers
         return {
@@ -85,7 +88,8 @@ class ConvertPanel(Panel):
 
     def _choose(self, **values: Any) -> Chosen:
         # An option that means nothing is not part of the choice, nor of its commands.
-        for name in target_offers(self.checkpoint, values["to"], values["tie"]):
+        given = (values[name] for name in ("to", "tie", "with_optimizer"))
+        for name in target_offers(self.checkpoint, *given):
             default = getattr(Target(), name)
             values[name] = "5GB" if name == "max_shard_size" else default
         chosen = choose(self.checkpoint, self.parameters, **values)
