@@ -212,7 +212,6 @@ _OTHERS = (
     _family("Mamba", r"A_log|mixer\.|\.ssm"),
     _family("an encoder (BERT, T5, Whisper)", r"encoder\.|EncDecAttention"),
     _family("FLUX", r"double_blocks|single_blocks"),
-    _family("Qwen 2 (biases on q, k and v)", r"attention\.w[qkv]\.bias|qkv_linear\.w[qkv]\.bias|[qkv]_proj\.bias"),
     # Quantised weights. The first scheme of which a checkpoint has a table names that of all.
     _scheme("bitsandbytes 4 bit", r"\.quant_state\.bitsandbytes__\w+|\.(?:nested_)?(?:absmax|quant_map)"),
     _scheme("bitsandbytes int8", r"\.SCB|\.weight_format"),

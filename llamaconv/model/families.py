@@ -89,6 +89,18 @@ _TABLE = (
         defaults={"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
     ),
     Family(
+        "qwen2",
+        "Qwen 2",
+        "Qwen2ForCausalLM",
+        roles=("wq.bias", "wk.bias", "wv.bias"),
+        defaults={
+            "num_key_value_heads": 32,
+            "max_position_embeddings": 32768,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
+    ),
+    Family(
         "qwen3",
         "Qwen 3",
         "Qwen3ForCausalLM",

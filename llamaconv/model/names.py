@@ -62,13 +62,13 @@ _TABLE: tuple[
     ("norm", ("dim",), None, "norms", 0, "model.norm.weight", "norm.weight", "norm.weight", "norm.weight", "norm.weight", "model.norm.weight", "norm.scale"),
     ("output", ("vocab_size", "dim"), None, "head", 0, "lm_head.weight", "output.weight", "output.weight", "lm_head.weight", "lm_head.weight", "model.output.weight", "output.weight"),
     # Biases: those of Qwen 2, and of Llamas with attention_bias or mlp_bias.
-    ("wq.bias", ("q_rows",), "n_heads", "q and k", 0, f"{_HA}q_proj.bias", f"{_T}wq.bias", None, None, None, None, None),
-    ("wk.bias", ("kv_rows",), "n_kv_heads", "q and k", 0, f"{_HA}k_proj.bias", f"{_T}wk.bias", None, None, None, None, None),
-    ("wv.bias", ("kv_rows",), None, "v and o", 0, f"{_HA}v_proj.bias", f"{_T}wv.bias", None, None, None, None, None),
-    ("wo.bias", ("dim",), None, "v and o", 0, f"{_HA}o_proj.bias", f"{_T}wo.bias", None, None, None, None, None),
-    ("w1.bias", ("ffn_dim",), None, "feed-forward", 0, f"{_HM}gate_proj.bias", f"{_F}w1.bias", None, None, None, None, None),
-    ("w2.bias", ("dim",), None, "feed-forward", 0, f"{_HM}down_proj.bias", f"{_F}w2.bias", None, None, None, None, None),
-    ("w3.bias", ("ffn_dim",), None, "feed-forward", 0, f"{_HM}up_proj.bias", f"{_F}w3.bias", None, None, None, None, None),
+    ("wq.bias", ("q_rows",), "n_heads", "q and k", 0, f"{_HA}q_proj.bias", f"{_T}wq.bias", None, f"{_Q}wq.bias", None, None, None),
+    ("wk.bias", ("kv_rows",), "n_kv_heads", "q and k", 0, f"{_HA}k_proj.bias", f"{_T}wk.bias", None, f"{_Q}wk.bias", None, None, None),
+    ("wv.bias", ("kv_rows",), None, "v and o", 0, f"{_HA}v_proj.bias", f"{_T}wv.bias", None, f"{_Q}wv.bias", None, None, None),
+    ("wo.bias", ("dim",), None, "v and o", 0, f"{_HA}o_proj.bias", f"{_T}wo.bias", None, f"{_T}wo.bias", None, None, None),
+    ("w1.bias", ("ffn_dim",), None, "feed-forward", 0, f"{_HM}gate_proj.bias", f"{_F}w1.bias", None, f"{_F}w1.bias", None, None, None),
+    ("w2.bias", ("dim",), None, "feed-forward", 0, f"{_HM}down_proj.bias", f"{_F}w2.bias", None, f"{_F}w2.bias", None, None, None),
+    ("w3.bias", ("ffn_dim",), None, "feed-forward", 0, f"{_HM}up_proj.bias", f"{_F}w3.bias", None, f"{_F}w3.bias", None, None, None),
 )  # fmt: skip
 
 # What titan-main stores as one tensor: its name for the role, shape, kind, the roles in it, the name.

@@ -277,6 +277,9 @@ def _wrong_sizes(source: Checkpoint, stated: LlamaParams) -> list[str]:
         for name, size in measured.items()
         if size and size[0] != getattr(stated, name)
     }
+    if lacking := [role for role in FAMILIES[stated.family].roles if shapes and role not in shapes]:
+        has = " and ".join(lacking)
+        wrong["family"] = f"model_type {stated.family!r} has {has}, the weights do not"
     for name, (one, other) in stated.differences(source.params or stated).items():
         if name in SIZES and name not in wrong:
             wrong[name] = f"{name} {one}, {_where(source)} says {other}"

@@ -1,15 +1,17 @@
-"""Decide what becomes of biases, which only Hugging Face's Llama has.
+"""Decide what becomes of biases.
 
-TorchTitan's stock Llama and Meta's have none. Biases that are all zero are left out there. Others
-are refused for a DCP, and written for Meta with a warning: its files have no list of tensors.
+A family may need biases, as Qwen 2 does those of q, k and v; they are moved as any tensor. Those that
+a flag of config.json switches on (`Family.flags`) are decided here. transformers then expects all of a
+flag, in every layer, so they stay together.
 
-transformers reads biases of attention and of the feed-forward only if ``attention_bias`` and
-``mlp_bias`` in config.json say so, and then expects them in every layer.
+Where a target names them they are written, unless all of a flag are zero: a model without biases is
+the same, and TorchTitan's stock flavours have none. Where it does not, biases that are not zero are
+refused. Meta's files have names for them, and its code none: they are written with a warning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llamaconv.checkpoint.checkpoint import Checkpoint, ModelConfig
@@ -41,6 +43,7 @@ class Biases:
 def resolve_biases(source: Checkpoint, target: Target, params: LlamaParams, known: Known) -> Biases:
     """Decide by the values of the biases and the format of ``target``."""
     result = Biases()
+    family = FAMILIES[params.family]
     found = {
         role: [tensor for (name, _), tensor in known.items() if name == role]
         for role in ROLES
@@ -49,9 +52,48 @@ def resolve_biases(source: Checkpoint, target: Target, params: LlamaParams, know
     found = {role: tensors for role, tensors in found.items() if tensors}
     if target.format == "huggingface":
         result.problems += _incomplete(found, params)
-    else:
+    elif target.format == "meta":
         _without_place(result, source, found, target, params)
+    else:
+        unnamed: dict[str, list[TensorInfo]] = {}
+        for roles in family.flags.values():
+            its = {role: found[role] for role in roles if role in found}
+            if all(ROLES[role].names[target.naming] for role in roles):
+                _together(result, source, roles, its, params)
+            else:
+                unnamed |= its
+        _without_place(result, source, unnamed, target, params)
     return result
+
+
+def _together(
+    result: Biases,
+    source: Checkpoint,
+    roles: tuple[str, ...],
+    found: Mapping[str, list[TensorInfo]],
+    params: LlamaParams,
+) -> None:
+    """Leave the biases of one flag out if all are zero; otherwise the target needs every one."""
+    tensors = [(ROLES[role].shape(params), one) for role, its in found.items() for one in its]
+    # A bias of a wrong shape is reported as that, and one that is not here may be anything.
+    if all(one.is_here and one.shape == shape and all_zero(one) for shape, one in tensors):
+        for _, one in tensors:
+            result.left_out[one.name] = "zero, as all of its kind; the target needs none"
+        return
+    lacking = [_of(role) for role in roles if len(found.get(role, ())) < params.n_layers]
+    names = tuple(one.name for _, one in tensors)
+    if lacking and not any(one.is_here for _, one in tensors):
+        result.left_out |= dict.fromkeys(names, "headers do not show whether it is zero")
+        result.problems.append(_unread(names))
+    elif lacking:
+        result.problems.append(
+            Problem(
+                f"{source.path}: has {len(names)} biases ({first_few(names, 2)}), and {', '.join(lacking)} "
+                "lack some. transformers sets those to zero; TorchTitan does not start without them. "
+                "Load the model with transformers and save it: that writes all",
+                names,
+            )
+        )
 
 
 def _without_place(
@@ -84,12 +126,19 @@ def _without_place(
     if not_zero:
         result.problems.append(_not_zero(source, not_zero, target))
     if unread:
-        message = (
-            f"{len(unread)} biases ({first_few(unread, 3)}): the target has none, and headers "
-            "alone do not show whether these are zero. If one is not, the conversion will be "
-            "refused: download the weights to find out"
-        )
-        result.problems.append(warning(message, unread))
+        result.problems.append(_unread(unread))
+
+
+def _unread(names: Sequence[str]) -> Problem:
+    message = (
+        f"{len(names)} biases ({first_few(names, 3)}): the target cannot have these, and headers "
+        "alone do not show whether they are zero. If one is not, the conversion will be refused: "
+        "download the weights to find out"
+    )
+    return warning(message, names)
+
+
+_WAYS = "--generation titan-0.3 and --to hf keep them"
 
 
 def _not_zero(source: Checkpoint, found: Mapping[str, list[str]], target: Target) -> Problem:
@@ -106,8 +155,8 @@ def _not_zero(source: Checkpoint, found: Mapping[str, list[str]], target: Target
         )
         return warning(message, names)
     message += (
-        "TorchTitan's Llama has no biases, so the target would compute something else. Hugging "
-        "Face's format keeps them: --to hf"
+        f"{target.naming} has no names for them, so the target would compute something else. "
+        f"{_WAYS}"
     )
     return Problem(message, names)
 

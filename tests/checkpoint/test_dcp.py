@@ -107,7 +107,6 @@ def test_cut_or_missing_file_is_one_problem(
         ("a.b", "names belong to no known TorchTitan generation: a.b"),
         ("transformer.h.0.attn.c_attn.weight", "belong to GPT-2"),
         ("model.layers.0.post_feedforward_layernorm.weight", "belong to OLMo 2"),
-        ("layers.0.attention.wq.bias", "belong to Qwen 2"),
         ("model.layers.1.block_sparse_moe.gate.weight", "belong to Mixtral"),
         ("layers.0.attention.wkv_a.weight", "belong to DeepSeek"),
         ("decoder.layers.0.self_attention.linear_qkv.weight", "Megatron-Bridge"),

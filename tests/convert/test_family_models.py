@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support import family_models
 from support.family_models import MODELS
 
@@ -18,6 +18,7 @@ from llamaconv.model import forward
 from llamaconv.model.names import identify
 
 QWEN3 = [name for name in MODELS if name.startswith("qwen3")]
+BIASED = [name for name in MODELS if "bias" in name or name.startswith("qwen2")]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -36,7 +37,7 @@ def test_a_family_comes_back_with_its_own_config_and_equal_logits(
     written, own = (
         json.loads((folder / "config.json").read_text()) for folder in (back.target, source)
     )
-    for entry in ("architectures", "model_type", "head_dim", "tie_word_embeddings"):
+    for entry in ("architectures", "model_type", "tie_word_embeddings"):
         assert written[entry] == own[entry]
 
 
@@ -126,3 +127,73 @@ def test_tensors_of_another_family_are_unknown(tmp_path: Path) -> None:
     plan = make_plan(open_checkpoint(source))
     assert len(plan.unknown) == 2 * 3
     assert any("q_norm" in problem.message for problem in plan.errors)
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_biases_of_q_and_k_go_with_their_rows(
+    tmp_path: Path,
+    convert: Callable[..., Conversion],
+    load_dcp: Callable[[Path], dict[str, torch.Tensor]],
+    name: str,
+) -> None:
+    source = family_models.save(name, tmp_path / "source")
+    weights = load_file(source / "model.safetensors")
+    found = load_dcp(convert(source, rope="interleaved").target)
+    half = open_checkpoint(source).params.head_dim // 2  # type: ignore[union-attr]
+    for own, other in (("q", "wq"), ("k", "wk")):
+        bias = weights[f"model.layers.1.self_attn.{own}_proj.bias"].view(-1, 2, half)
+        expected = bias.transpose(1, 2).flatten()
+        assert torch.equal(found[f"layers.1.attention.qkv_linear.{other}.bias"], expected)
+    value = weights["model.layers.1.self_attn.v_proj.bias"]
+    assert torch.equal(found["layers.1.attention.qkv_linear.wv.bias"], value)
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_biases_stay_between_hugging_face_folders(
+    tmp_path: Path, convert: Callable[..., Conversion], name: str
+) -> None:
+    source = family_models.save(name, tmp_path / "source")
+    done = convert(source, to="hf", dtype="float16", max_shard_size=50_000)
+    there = family_models.logits(done.target)
+    assert (there - family_models.logits(source)).abs().max() < 0.05 < there.abs().max()
+    assert done.plan.counts["dropped"] == 0
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama, biases"])
+def test_biases_are_refused_where_no_name_is_known(tmp_path: Path, name: str) -> None:
+    source = family_models.save(name, tmp_path / "source")
+    for generation in ("titan-0.2", "titan-main"):
+        (problem,) = make_plan(open_checkpoint(source), Target(generation=generation)).errors
+        assert "--generation titan-0.3" in problem.message
+
+
+def test_zero_biases_of_a_flag_are_left_out_and_those_of_qwen_2_stay(
+    tmp_path: Path, convert: Callable[..., Conversion]
+) -> None:
+    """A Llama without them is the same model, and a stock flavour; a Qwen 2 has them."""
+    for name, count in (("llama, attention biases", 0), ("qwen2", 3 * 3)):
+        source = family_models.save(name, tmp_path / f"{name} source")
+        weights = load_file(source / "model.safetensors")
+        for stored in weights:
+            if stored.endswith(".bias"):
+                weights[stored].zero_()
+        save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+        done = convert(source, f"{name} there")
+        assert sum(move.target_name.endswith(".bias") for move in done.plan.written) == count
+        back = convert(done.target, f"{name} back")
+        assert torch.equal(family_models.logits(source), family_models.logits(back.target))
+
+
+def test_the_module_gives_biases_to_the_matrices_that_have_them(
+    tmp_path: Path, convert: Callable[..., Conversion]
+) -> None:
+    linears = {
+        "qwen2": ["attention.qkv_linear.wqkv"],
+        "llama, attention biases": ["attention.qkv_linear.wqkv", "attention.wo"],
+    }
+    for name, expected in linears.items():
+        advice = convert(family_models.save(name, tmp_path / name), f"{name} there").advice
+        lines = [line.strip() for line in advice.module.splitlines()]
+        assert [f"config.{one}.bias = True" for one in expected] == [
+            line for line in lines if line.endswith(".bias = True")
+        ]

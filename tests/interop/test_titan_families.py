@@ -34,7 +34,8 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     name: (name, ()) for name in family_models.MODELS
 } | {"qwen3, interleaved": ("qwen3", ("--rope", "interleaved"))}
 # Their adapters know neither biases nor the other RoPE.
-NOT_ADAPTED = {"qwen3, interleaved"}
+NOT_ADAPTED = {name for name in CASES if "bias" in name or name.startswith("qwen2")}
+NOT_ADAPTED |= {"qwen3, interleaved"}
 # The stock flavour debugmodel of qwen3, but for its weights.
 STOCK = {
     "vocab_size": 2048,

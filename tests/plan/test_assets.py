@@ -76,8 +76,9 @@ class TestGivenAssets:
             ({"vocab_size": 90}, "vocab_size 90, the weights have 80"),
             ({"num_hidden_layers": 3}, "n_layers 3, the weights have 2"),
             ({"num_attention_heads": 4, "head_dim": 16, "num_key_value_heads": 1}, "n_heads 4"),
-            ({"model_type": "qwen2", "hidden_act": "gelu"}, "model_type 'qwen2'"),
-            ({"architectures": ["Qwen2ForCausalLM"], "model_type": None}, "Qwen2ForCausalLM"),
+            ({"model_type": "gpt_neox", "hidden_act": "gelu"}, "model_type 'gpt_neox'"),
+            ({"architectures": ["Qwen2ForCausalLM"], "model_type": None}, "model_type 'qwen2' has"),
+            ({"architectures": ["GPTNeoXForCausalLM"], "model_type": None}, "GPTNeoXForCausalLM"),
         ],
     )
     @pytest.mark.parametrize("by", ["model", "receipt"])

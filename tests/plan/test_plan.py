@@ -215,21 +215,25 @@ class TestOutputHead:
 
 
 class TestBiases:
-    """TorchTitan has no place for them."""
+    """TorchTitan before 0.3.0 has no place for them."""
 
-    def with_bias(self, tmp_path: Path, bias: Tensor) -> Plan:
+    def with_bias(self, tmp_path: Path, bias: Tensor, generation: str = "titan-0.2") -> Plan:
         def edit(weights: dict[str, Tensor]) -> None:
             for layer in range(12):
                 weights[f"model.layers.{layer}.self_attn.q_proj.bias"] = bias.clone()
 
-        return bent(tmp_path, edit, attention_bias=True)
+        return bent(tmp_path, edit, {"generation": generation}, attention_bias=True)
 
     def test_biases_that_are_not_zero_are_one_error_with_their_number(self, tmp_path: Path) -> None:
         plan = self.with_bias(tmp_path, torch.arange(64, dtype=torch.bfloat16))
         (error,) = plan.errors
         assert "12 biases" in error.message
         assert len(error.names) == 12
-        assert "--to hf" in error.message
+        assert "--generation titan-0.3 and --to hf" in error.message
+
+    def test_titan_0_3_needs_all_biases_of_a_kind(self, tmp_path: Path) -> None:
+        (error,) = self.with_bias(tmp_path, torch.arange(64).bfloat16(), "titan-0.3").errors
+        assert "k_proj, v_proj, o_proj lack some" in error.message
 
     def test_biases_that_are_zero_are_dropped_and_listed(self, tmp_path: Path) -> None:
         plan = self.with_bias(tmp_path, torch.zeros(64))

@@ -40,6 +40,21 @@ MODELS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 12,
         "tie_word_embeddings": True,
     },
+    "qwen3, biases": {"model_type": "qwen3", "head_dim": 16, "attention_bias": True},
+    "qwen2": {"model_type": "qwen2", **_NARROW},
+    "qwen2, tied": {
+        "model_type": "qwen2",
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+    },
+    "llama, biases": {
+        "model_type": "llama",
+        "head_dim": 16,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "llama, attention biases": {"model_type": "llama", "attention_bias": True, **_NARROW},
 }
 """What each model has in its config.json besides `_SHAPE`."""
 
