@@ -44,6 +44,7 @@ COVERED_BY = {
     "checkpoint/other_families": "checkpoint/test_dcp.py",
     "checkpoint/untrusted/files": "checkpoint/untrusted/test_hostile_json.py",
     "checkpoint/untrusted/safetensors_header": "checkpoint/test_huggingface.py",
+    "checkpoint/runs": "convert/test_every_step.py",
     "checkpoint/untrusted/torch_checkpointing_metadata": "checkpoint/test_torch_checkpointing.py",
     "checkpoint/untrusted/pickle_data": "checkpoint/untrusted/test_hostile_pickle.py",
     "torchtitan/advice": "torchtitan/test_releases.py",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from llamaconv.checkpoint import huggingface, near_path
+from llamaconv.checkpoint import huggingface, near_path, runs
 from llamaconv.checkpoint.checkpoint import Checkpoint
 from llamaconv.checkpoint.folder import matching
 from llamaconv.checkpoint.hub_address import SAFETENSORS, HubAddress, HubFile, path_or_address
@@ -77,7 +77,8 @@ def open_checkpoint(path: str | Path | HubAddress) -> Checkpoint:
     needs huggingface_hub.
 
     Args:
-        path: A folder, a file of a Hugging Face folder, or ``hf://ORG/NAME[@REVISION]``.
+        path: A folder, a file of a Hugging Face folder, or ``hf://ORG/NAME[@REVISION]``. For the
+            folder of a run, or of its steps, the newest step is opened.
 
     Returns:
         The checkpoint. What is wrong inside it is in its ``problems``.
@@ -95,10 +96,10 @@ def _open_local(path: Path) -> Checkpoint:
     if not path.exists():
         raise RefusedError(f"{path}: not found{near_path.for_nothing(path)}")
     if path.is_file():
-        for opener in OPENERS.values():
-            if path.name.endswith(opener.single):
+        for one in OPENERS.values():
+            if path.name.endswith(one.single):
                 _refuse_lookalikes(path, [path.name])
-                return opener.open(path)
+                return one.open(path)
         if files := huggingface.by_other_names(path.parent, [path.name]):
             return huggingface.open_files(path, files)
         remedy = near_path.for_file(path, looks_like_checkpoint)
@@ -109,11 +110,15 @@ def _open_local(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise RefusedError(f"{path}: neither a folder nor a file")
     names = _names(path)
-    if found := _opener_for(names):
-        _refuse_lookalikes(path, _matching(names, found.files))
-        return found.open(path)
+    if opener := _opener_for(names):
+        _refuse_lookalikes(path, _matching(names, opener.files))
+        return opener.open(path)
     if files := huggingface.by_other_names(path, names):
         return huggingface.open_files(path, files)
+    steps = runs.steps_of(path, looks_like_checkpoint)
+    if steps.newest is not None and not _of_another_tool(steps.newest):
+        found = _open_local(steps.newest)
+        return replace(found, problems=(runs.newest_taken(path, steps), *found.problems))
     inside = near_path.checkpoints_in(path, looks_like_checkpoint)
     remedy = _of_another_tool(inside[0]) if inside else ""
     remedy = remedy or near_path.for_folder(path, inside)

@@ -12,7 +12,7 @@ from typing import Any
 from llamaconv.checkpoint.hub_address import HubAddress, path_or_address
 from llamaconv.report.errors import Problem, RefusedError, notes
 
-FOLDER = "a folder, or one file"
+FOLDER = "a folder, one file, or a run (its newest step is taken)"
 OR_HUB = ", or a repository of the Hugging Face Hub, hf://ORG/NAME[@REVISION]"
 
 

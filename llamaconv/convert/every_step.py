@@ -10,7 +10,6 @@ files. A file server whose clock is behind can hide it; --overwrite converts all
 from __future__ import annotations
 
 import datetime
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from llamaconv.checkpoint import receipt
 from llamaconv.checkpoint.open import looks_like_checkpoint, open_checkpoint
+from llamaconv.checkpoint.runs import steps_of
 from llamaconv.convert.agreement import fingerprint
 from llamaconv.convert.convert import Conversion
 from llamaconv.convert.make_receipt import source_record, target_record
@@ -27,9 +27,6 @@ from llamaconv.plan.plan import Plan
 from llamaconv.plan.planner import make_plan
 from llamaconv.plan.target import Target
 from llamaconv.report.errors import Problem, RefusedError, first_few
-
-# step-1000 (TorchTitan), checkpoint-500 (transformers), epoch_3 (torchtune), global_step200
-_STEP = re.compile(r"[A-Za-z_]+[-_]?(\d+)")
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ def plan_every_step(
     """Plan all steps before the first one is written.
 
     Args:
-        run: The folder that contains the folders of the steps.
+        run: The folder that contains the folders of the steps, or the folder around that one.
         target: The folder for the converted steps, which keep their names.
         options: The options of each conversion.
         overwrite: Convert steps again that exist in ``target``.
@@ -110,22 +107,18 @@ def find_steps(run: Path) -> tuple[list[Path], list[Problem]]:
     """
     if not run.is_dir():
         raise RefusedError(f"{run}: {'not a folder' if run.exists() else 'not found'}")
-    numbers: dict[Path, int] = {}
-    skipped = []
-    for folder in sorted(entry for entry in run.iterdir() if entry.is_dir()):
-        match = _STEP.fullmatch(folder.name)
-        if not looks_like_checkpoint(folder):
-            if match:
-                reason = "not a complete checkpoint; the training may still be writing it"
-                skipped.append(Problem(f"{folder}: skipped, {reason}", level="warning"))
-        elif match:
-            numbers[folder] = int(match[1])
-        else:
-            text = f"{folder}: skipped, its name does not end in the number of a step"
-            skipped.append(Problem(text, level="warning"))
-    if not numbers:
-        raise RefusedError(f"{run}: {_no_steps(run, skipped)}")
-    return sorted(numbers, key=lambda folder: (numbers[folder], folder.name)), skipped
+    found = steps_of(run, looks_like_checkpoint)
+    skipped = found.skipped()
+    if not found.complete:
+        if looks_like_checkpoint(run):
+            reason = "a single checkpoint, without folders of steps. Leave out --every-step"
+            raise RefusedError(f"{run}: {reason}")
+        count = f" ({len(skipped)} incomplete or without a number)" if skipped else ""
+        raise RefusedError(
+            f"{run}: no complete folders of steps such as step-1000{count}. Give the folder around "
+            "them"
+        )
+    return list(found.complete), skipped
 
 
 def warnings_of(steps: Sequence[Step]) -> list[Problem]:
@@ -175,15 +168,6 @@ def run_to_json(
             for step in steps
         ],
     }
-
-
-def _no_steps(run: Path, skipped: Sequence[Problem]) -> str:
-    if looks_like_checkpoint(run):
-        return "a single checkpoint, without folders of steps. Leave out --every-step"
-    if looks_like_checkpoint(run / "checkpoint") or (run / "checkpoint").is_dir():
-        return f"no folders of steps such as step-1000. Give {run / 'checkpoint'}"
-    count = f" ({len(skipped)} incomplete or without a number)" if skipped else ""
-    return f"no complete folders of steps such as step-1000{count}. Give the folder around them"
 
 
 def _is_converted(plan: Plan, target: Path, verified: bool) -> bool:

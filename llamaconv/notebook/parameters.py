@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from llamaconv.checkpoint.hub_address import PREFIX
+from llamaconv.checkpoint.open import looks_like_checkpoint
+from llamaconv.checkpoint.runs import steps_of
 from llamaconv.plan.target import Target
 from llamaconv.report import shell
 from llamaconv.report.errors import Problem, RefusedError
@@ -164,8 +166,11 @@ class Parameters:
         if to == "auto":
             # As `llamaconv.checkpoint.open` recognises what a trainer saved, which becomes a Hugging
             # Face folder.
+            opened = Path(self.source)
+            if opened.is_dir() and not looks_like_checkpoint(opened):
+                opened = steps_of(opened, looks_like_checkpoint).newest or opened
             names = (".metadata", "metadata.pkl")
-            is_saved = any((Path(self.source) / name).is_file() for name in names)
+            is_saved = any((opened / name).is_file() for name in names)
             to = "hf" if is_saved and not self.values.get("with_optimizer") else "dcp"
         parts = [Path(self.source).name or Path(self.source).resolve().name]
         parts.append(self.values.get("generation", _DEFAULTS["generation"]) if to == "dcp" else to)

@@ -19,14 +19,16 @@ def refusal(path: str | Path) -> str:
     return problem.message
 
 
-def test_folder_above_names_the_newest_step_first(tmp_path: Path, source: Path) -> None:
+def test_folder_above_steps_of_any_name_names_the_newest_first(
+    tmp_path: Path, source: Path
+) -> None:
+    """Only names such as step-1000 say that the newest is meant."""
     for step in (500, 1000, 0):
-        shutil.copytree(source, tmp_path / "dump" / "checkpoint" / f"step-{step}")
+        shutil.copytree(source, tmp_path / "dump" / "saved" / f"llama-{step}")
     assert refusal(tmp_path / "dump") == (
-        f"{tmp_path / 'dump'}: it contains 3 checkpoints (checkpoint/step-1000, "
-        "checkpoint/step-500, checkpoint/step-0). Give one of them, such as "
-        f"{tmp_path / 'dump' / 'checkpoint' / 'step-1000'}; to convert each, give "
-        f"{tmp_path / 'dump' / 'checkpoint'} with --every-step"
+        f"{tmp_path / 'dump'}: it contains 3 checkpoints (saved/llama-1000, saved/llama-500, "
+        f"saved/llama-0). Give one of them, such as {tmp_path / 'dump' / 'saved' / 'llama-1000'}; "
+        f"to convert each, give {tmp_path / 'dump' / 'saved'} with --every-step"
     )
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from support import checkpoints
+from support.folders import of_main
 
 from llamaconv.cli import main
 from llamaconv.model.names import every_role
@@ -20,16 +21,31 @@ from llamaconv.model.names import every_role
 PARAMS = replace(checkpoints.GQA, n_layers=1)
 
 
+def save(folder: Path, naming: str, value: float) -> None:
+    """A model all of whose values are ``value``, as a trainer saves it."""
+    named = {
+        str(role.in_naming("titan-0.3", layer)): torch.full(role.shape(PARAMS), float(value))
+        for role, layer in every_role(PARAMS)
+    }
+    dcp.save(renamed(named, naming), checkpoint_id=folder, no_dist=True)
+
+
+def renamed(weights: dict[str, torch.Tensor], naming: str) -> dict[str, torch.Tensor]:
+    """A state of titan-0.3 as another generation stores it."""
+    if naming == "titan-main":
+        return of_main(weights, PARAMS)
+    return {
+        str(role.in_naming(naming, layer)): weights[str(role.in_naming("titan-0.3", layer))]
+        for role, layer in every_role(PARAMS)
+    }
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Steps 5, 40 and 100 as TorchTitan saves them, and a folder with their config.json."""
     checkpoints.write_model(tmp_path / "assets", PARAMS)
     for n in (5, 40, 100):
-        named = {
-            str(role.in_naming("titan-0.3", layer)): torch.full(role.shape(PARAMS), float(n))
-            for role, layer in every_role(PARAMS)
-        }
-        dcp.save(named, checkpoint_id=tmp_path / f"run/checkpoint/step-{n}", no_dist=True)
+        save(tmp_path / f"run/checkpoint/step-{n}", "titan-0.3", n)
     return tmp_path / "run/checkpoint"
 
 
@@ -117,21 +133,84 @@ def test_error_in_any_step_stops_before_the_first_is_written(run: Path, tmp_path
 
 @pytest.mark.parametrize(
     ("below", "words"),
-    [("..", "Give {run}"), ("step-5", "Leave out --every-step"), ("missing", "not found")],
+    [
+        ("../..", "no complete folders of steps"),
+        ("step-5", "Leave out --every-step"),
+        ("missing", "not found"),
+    ],
 )
 def test_folder_without_steps_is_refused_with_the_remedy(
     run: Path, capsys: pytest.CaptureFixture[str], below: str, words: str
 ) -> None:
-    source = run.parent if below == ".." else run / below
+    source = run.parents[1] if below == "../.." else run / below
     target = str(run.parents[1] / "hf")
     assert main(["convert", str(source), target, "--every-step"]) == 2
     assert words.format(run=run) in capsys.readouterr().err
 
 
-def test_folder_of_steps_without_the_option_is_refused_with_it(
-    run: Path, capsys: pytest.CaptureFixture[str]
+def test_the_folder_around_the_steps_folder_will_do(run: Path, tmp_path: Path) -> None:
+    words = ["convert", str(run.parent), str(tmp_path / "hf"), "--every-step", "--quiet"]
+    assert main([*words, "--assets", str(tmp_path / "assets")]) == 0
+    assert first_values(tmp_path / "hf") == {"step-5": 5, "step-40": 40, "step-100": 100}
+
+
+@pytest.mark.parametrize("up", [0, 1])
+def test_without_the_option_the_newest_step_is_taken_and_that_is_said(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], up: int
 ) -> None:
-    assert main(["convert", str(run), str(run.parents[1] / "hf")]) == 2
+    given = (run, run.parent)[up]
+    words = ["convert", str(given), str(tmp_path / "hf"), "--assets", str(tmp_path / "assets")]
+    assert main([*words, "--quiet"]) == 0
+    assert load_file(tmp_path / "hf/model.safetensors")["model.norm.weight"][0] == 100
     said = capsys.readouterr().err
-    assert str(run / "step-100") in said
+    assert f"{given}: a run of 3 steps; the newest is taken, {run / 'step-100'}" in said
     assert "--every-step" in said
+    assert main(["verify", str(given), str(tmp_path / "hf")]) == 0
+
+
+def test_a_step_that_is_still_written_is_not_the_newest(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "step-100/.metadata").unlink()
+    # As torch_checkpointing saves, until all of its ranks are done.
+    shutil.copytree(run / "step-40", run / "tmp_step-200")
+    assert main(["inspect", str(run)]) == 0
+    said = capsys.readouterr().err
+    assert f"the newest is taken, {run / 'step-40'}; not a complete step: step-100" in said
+    assert convert(run, "--quiet") == 0
+    assert set(first_values(tmp_path / "hf")) == {"step-5", "step-40"}
+
+
+@pytest.mark.parametrize("naming", ["titan-0.2", "titan-main"])
+def test_steps_of_several_generations_are_one_error(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], naming: str
+) -> None:
+    save(run / "step-200", naming, 200)
+    assert convert(run) == 2
+    (error,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
+    assert f"titan-0.3 in step-5, step-40, step-100; {naming} in step-200" in error
+    assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("naming", ["titan-0.3", "titan-main", "titan-0.2", "titan-2024"])
+@pytest.mark.parametrize(
+    "front",
+    ["model.", "_orig_mod.", "module.", "state_dict.", "state_dict.model._orig_mod.", "app.model."],
+)
+def test_wrappers_in_front_of_the_names_of_any_generation_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], naming: str, front: str
+) -> None:
+    assets = str(checkpoints.write_model(tmp_path / "assets", PARAMS))
+    weights = {
+        str(role.in_naming("titan-0.3", layer)): torch.randn(role.shape(PARAMS))
+        for role, layer in every_role(PARAMS)
+    }
+    dcp.save(weights, checkpoint_id=tmp_path / "plain", no_dist=True)
+    stored = renamed(weights, naming)
+    stored = {f"{front}{name}": weight for name, weight in stored.items()}
+    dcp.save(stored, checkpoint_id=tmp_path / "run/checkpoint/step-7", no_dist=True)
+    assert (
+        main(["compare", str(tmp_path / "run"), str(tmp_path / "plain"), "--assets", assets]) == 0
+    )
+    said = capsys.readouterr()
+    assert f"{len(weights)} tensors" in said.out
