@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--every-step",
         action="store_true",
-        help="SRC is a folder of steps, such as RUN/checkpoint: convert each to DST/step-N; "
+        help="SRC is a run, or its folder of steps: convert each to DST/step-N; "
         "steps that the same command converted before are skipped",
     )
     convert.add_argument(
