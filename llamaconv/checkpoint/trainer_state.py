@@ -8,9 +8,13 @@ tuple or bytes: these are located, and only two numbers of a scheduler are ever 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from llamaconv.checkpoint.checkpoint import Checkpoint
 from llamaconv.checkpoint.dcp import entry_tensor
@@ -21,8 +25,9 @@ from llamaconv.checkpoint.untrusted.files import open_file
 from llamaconv.checkpoint.untrusted.torch_archive import Archive
 from llamaconv.model.names import OPTIMIZER, Role, identify, trainer_state
 from llamaconv.model.params import LlamaParams
-from llamaconv.report.errors import Problem
+from llamaconv.report.errors import FailedError, Problem
 
+_BLOCK_BYTES = 1 << 20
 _STATE = f"{OPTIMIZER}.state."
 
 
@@ -35,11 +40,31 @@ class StoredValue:
     offset: int
     length: int
 
-    def read(self) -> bytes:
-        """Return its bytes, which are never unpickled. Raises ``OSError``."""
+    def blocks(self, first: int = 0) -> Iterator[bytes]:
+        """Yield its bytes from ``first`` on, which are never unpickled.
+
+        Raises:
+            OSError: Its file cannot be read.
+            FailedError: The file is shorter than its metadata says.
+        """
         with self.file.open("rb") as opened:
-            opened.seek(self.offset)
-            return opened.read(self.length)
+            opened.seek(self.offset + first)
+            while first < self.length:
+                block = opened.read(min(_BLOCK_BYTES, self.length - first))
+                if not block:
+                    raise FailedError(
+                        f"{self.file}: {self.name} ends {self.length - first} bytes early; the file "
+                        "was modified after it was opened. Try again when nothing writes to it"
+                    )
+                first += len(block)
+                yield block
+
+    def digest(self) -> str:
+        """Return the xxh3-128 of its bytes; raises what `blocks` does."""
+        digest = xxhash.xxh3_128()
+        for block in self.blocks():
+            digest.update(block)
+        return digest.hexdigest()
 
     def number(self) -> int | float:
         """Return the number that it is, read as data.
@@ -68,8 +93,8 @@ class MadeValue:
     name: str
     value: Any
 
-    def read(self) -> bytes:
-        """Return what ``torch.save`` writes for it."""
+    @cached_property
+    def _saved(self) -> bytes:
         # Planning does without torch, but for this: its lengths are part of a plan.
         import torch
 
@@ -80,7 +105,11 @@ class MadeValue:
     @property
     def length(self) -> int:
         """Its length in bytes."""
-        return len(self.read())
+        return len(self._saved)
+
+    def blocks(self, first: int = 0) -> Iterator[bytes]:
+        """Yield what ``torch.save`` writes for it, from byte ``first`` on."""
+        yield self._saved[first:]
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def _for_0_2(source: Checkpoint, found: _Parameters, result: TrainerMoves) -> No
         what: one.name
         for (start, what), value in first.values.items()
         for one in others
-        if start == _GROUPS and one.values[start, what].read() != value.read()
+        if start == _GROUPS and not _is_same(value, one.values[start, what])
     }
     if apart:
         what, name = next(iter(apart.items()))
@@ -396,7 +396,7 @@ def _move(
                 )
             )
         for (start, what), value in first.values.items():
-            if others and any(value.read() != one.values[start, what].read() for one in others):
+            if others and not all(_is_same(value, one.values[start, what]) for one in others):
                 apart.setdefault(what, []).append(fused)
             result.values.append(ValueCopy(value, f"{start}{fused}.{what}"))
     if apart:
@@ -499,6 +499,10 @@ def _left_out(source: Checkpoint, target: Target, state: TrainerState) -> Iterat
             f"{source.path}: the run goes on without a part of its state, {why}. TorchTitan needs "
             f"--checkpoint.exclude_from_loading {','.join(lacking)} when it resumes from the target"
         )
+
+
+def _is_same(one: StoredValue, other: StoredValue) -> bool:
+    return one.length == other.length and one.digest() == other.digest()
 
 
 def _keys(state: TrainerState) -> set[str]:

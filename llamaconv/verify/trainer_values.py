@@ -29,26 +29,23 @@ def check_values(plan: Plan, folder: Path) -> Check:
         folder: The target.
     """
     here, there = _Values(plan.source.local_path), _Values(folder)
-    wrong, mixed_up, before = [], 0, b""
+    wrong, mixed_up, before = [], 0, ""
     for copy in plan.values:
-        found = there.read(copy.target)
-        if found is None or not _is_same(found, copy.source, here):
+        found = there.digest(copy.target)
+        if isinstance(copy.source, MadeValue):
+            is_same = there.load(copy.target) == copy.source.value
+        else:
+            is_same = found == here.digest(copy.source.name)
+        if not (found and is_same):
             wrong.append(copy.target)
         mixed_up += found != before
-        before = found or b""
+        before = found
     expected = {copy.target for copy in plan.values}
     wrong += sorted(there.names - expected)
     detail = f"all {len(plan.values)} have the source's bytes"
     if wrong:
         detail = f"{len(wrong)} entries differ from the source's: {first_few(wrong, 3)}"
     return Check(NAME, not wrong, float(len(wrong)), float(mixed_up), detail)
-
-
-def _is_same(found: bytes, source: StoredValue | MadeValue, here: _Values) -> bool:
-    if isinstance(source, StoredValue):
-        return found == here.read(source.name)
-    loaded = torch.load(io.BytesIO(found), weights_only=True)
-    return bool(loaded == source.value)
 
 
 class _Values:
@@ -58,12 +55,18 @@ class _Values:
         entries = self._metadata.state_dict_metadata
         self.names = {n for n, one in entries.items() if isinstance(one, BytesStorageMetadata)}
 
-    def read(self, name: str) -> bytes | None:
-        """Return the bytes of an entry; None if there is none."""
+    def _stored(self, name: str) -> StoredValue | None:
         info = (self._metadata.storage_data or {}).get(MetadataIndex(name))
-        if info is None:
-            return None
-        with (self.folder / info.relative_path).open("rb") as file:
-            file.seek(info.offset)
-            found: bytes = file.read(info.length)
-            return found
+        path = info and self.folder / info.relative_path
+        return StoredValue(name, path, info.offset, info.length) if info and path else None
+
+    def digest(self, name: str) -> str:
+        """Return the digest of the bytes of an entry; empty if there is none."""
+        stored = self._stored(name)
+        return stored.digest() if stored else ""
+
+    def load(self, name: str) -> object:
+        """Return the plain value of an entry, by torch's own loader; None if there is none."""
+        stored = self._stored(name)
+        data = b"".join(stored.blocks()) if stored else b""
+        return torch.load(io.BytesIO(data), weights_only=True) if data else None

@@ -14,7 +14,7 @@ from support.train_script import started
 from llamaconv import Target, make_plan, open_checkpoint, sample_path
 from llamaconv.convert.training_files import folder_for, write_training_files
 from llamaconv.model.params import LlamaParams
-from llamaconv.torchtitan.advice import Advice, advise
+from llamaconv.torchtitan.advice import Advice, Resumed, advise
 
 MODULE, SCRIPT = "converted_llama.py", "train.sh"
 
@@ -83,6 +83,31 @@ def test_script_for_0_2_stops_where_the_release_would_train_from_random_weights(
     (saved / "step-500").mkdir()
     (saved / "step-500" / ".metadata").touch()
     assert started(script, tmp_path / "two")
+
+
+@pytest.mark.parametrize("in_dump", [False, True])
+def test_what_a_release_cannot_load_is_left_out_until_the_run_has_a_step_of_its_own(
+    tmp_path: Path, tokenizer: Path, in_dump: bool
+) -> None:
+    dump = tmp_path / "my dump" if in_dump else None
+    at = tmp_path / "my dump" / "checkpoint" / "step-2"
+    resumed = Resumed("step-2", {"dataloader": "why"})
+    told = advise(
+        LLAMA_3_8B, "titan-0.3", "interleaved", at, dump, assets=tokenizer, resumed=resumed
+    )
+    (script, _) = write_training_files(told, tmp_path / "there").written
+    left_out = ["--checkpoint.exclude_from_loading", "dataloader"]
+    assert " ".join(left_out) in told.command and "first start only" in told.notes[1]
+    for name in ("step-2", "step-4"):
+        _, words = started(script, tmp_path / f"before-{name}")
+        assert words[-2:] == left_out
+        assert ("--checkpoint.no_initial_load_model_only" in words) != in_dump
+        steps = (dump or tmp_path / "there" / "outputs") / "checkpoint"
+        if in_dump or name != "step-2":
+            (steps / name).mkdir(parents=True)
+            (steps / name / ".metadata").touch()
+    _, words = started(script, tmp_path / "after")
+    assert not set(left_out) & set(words) and "" not in words
 
 
 def test_unedited_files_are_replaced_and_a_module_without_use_is_removed(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -135,6 +138,69 @@ def test_a_tied_head_has_no_moments_of_its_own(tmp_path: Path, n_layers: int) ->
         move(source, tmp_path / "apart", tmp_path, tie="untie", shards=2)
 
 
+def test_chunks_through_heads_and_halves_are_a_source_too(home: Path, tmp_path: Path) -> None:
+    first = home / "titan-0.2" / "step-2"
+    main = move(first, tmp_path / "main", home, generation="titan-main", shards=5).target
+    assert max(len(one.pieces) for one in read_trainer_state(main).tensors.values()) == 5
+    for generation in ("titan-0.2", "titan-0.3"):
+        done = move(main, tmp_path / generation, home, generation=generation, shards=2)
+        assert_moved(done.target, home / generation / "step-2")
+
+
+@pytest.mark.thorough
+def test_a_run_of_four_ranks_moves_whole(tmp_path: Path) -> None:
+    params = replace(
+        checkpoints.GQA, n_heads=9, n_kv_heads=3, head_dim=6, ffn_dim=90, vocab_size=81
+    )
+    checkpoints.write_model(tmp_path / "assets", params)
+    states = {form: runs.state(form, params) for form in runs.FORMS}
+    torch.save(states, tmp_path / "states.pt")
+    script = Path(runs.__file__).with_name("ranks_run.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "4"]
+    command += ["--standalone", str(script), str(tmp_path / "states.pt"), str(tmp_path / "saved")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    loaders = {f"dp_rank_{rank}": f"of {rank}".encode() for rank in range(4)} | {"world_size": 4}
+    for form, generation in product(runs.FORMS, GENERATIONS):
+        reference = tmp_path / "expected" / generation
+        if not reference.exists():
+            runs.write(reference, states[generation] | {"dataloader": loaders})
+        new = tmp_path / "new" / f"{form} to {generation}"
+        source = tmp_path / "saved" / form
+        assert_moved(move(source, new, tmp_path, generation=generation, shards=3).target, reference)
+
+
+@pytest.mark.thorough
+def test_three_ranks_write_the_files_of_one(home: Path, tmp_path: Path) -> None:
+    source = home / "titan-0.2" / "step-2"
+    alone = move(source, tmp_path / "alone", home, generation="titan-main", shards=3).target
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3"]
+    command += ["--standalone", "-m", "llamaconv", "convert", str(source), str(tmp_path / "three")]
+    command += ["--with-optimizer", "--generation", "titan-main", "--shards", "3", "--quiet"]
+    command += ["--assets", str(home / "assets")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    files = [one.name for one in alone.iterdir() if one.name != "llamaconv.json"]
+    assert len(files) > 3
+    for name in files:
+        assert (tmp_path / "three" / name).read_bytes() == (alone / name).read_bytes(), name
+    assert verify_checkpoint(tmp_path / "three").ok
+
+
+def test_every_step_of_a_run_moves(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, new = tmp_path / "run" / "checkpoint", tmp_path / "new" / "checkpoint"
+    for step in (2, 10):
+        shutil.copytree(home / "titan-0.3" / "step-2", run / f"step-{step}")
+    words = [str(run), str(new), "--every-step", "--with-optimizer", "--generation", "titan-main"]
+    assert main(["convert", *words, "--assets", str(home / "assets"), "--quiet"]) == 0
+    for step in (2, 10):
+        assert_moved(new / f"step-{step}", home / "titan-main" / "step-2")
+    assert main(["convert", *words, "--assets", str(home / "assets")]) == 0
+    assert capsys.readouterr().out.count("converted before; skipped") == 2
+
+
 def test_without_the_option_the_state_is_read_past_and_said(home: Path, tmp_path: Path) -> None:
     options = {"to": "dcp", "generation": "titan-main", "with_optimizer": False}
     done = move(home / "titan-0.3" / "step-2", tmp_path / "new", home, **options)
@@ -152,11 +218,13 @@ def test_the_command_says_what_it_carries_and_how_to_go_on(
     assert main(["plan", *words]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert planned["target"]["to"] == "dcp"
+    groups = "optimizer.param_groups.norm.weight."
+    n_keys = sum(name.startswith(groups) for name in runs.entries(home / "titan-0.2" / "step-2"))
     assert planned["trainer_state"] == {
         "optimizer.state.exp_avg": 17,  # 21 tensors of the model, q, k and v of 2 layers as one
         "optimizer.state.exp_avg_sq": 17,
         "optimizer.state.step": 17,
-        "optimizer.param_groups": 17 * 12,
+        "optimizer.param_groups": 17 * n_keys,
         "lr_scheduler": 6,
         "train_state": 2,
         "dataloader": 2,

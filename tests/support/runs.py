@@ -27,6 +27,8 @@ from support.folders import fused, of_main
 
 PARAMS = replace(checkpoints.GQA, n_layers=2)
 Weights = dict[str, Tensor]
+# What 0.2.2 saved of its scheduler with torch 2.13.
+_OF_0_2 = ("base_lrs", "_step_count", "_is_initial", "_get_lr_called_within_step", "_last_lr")
 
 # What each form's model stores, and what its optimizer's parameters are, from titan-0.3's names.
 FORMS: dict[str, tuple[Callable[..., Weights], Callable[..., Weights]]] = {}
@@ -104,9 +106,11 @@ def state(
         **of_model(weights, params),
         "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
         # 0.2.2 saves all of it, 0.3.0 the number of steps alone.
-        "lr_scheduler": scheduler.state_dict()
-        if form == "titan-0.2"
-        else {"last_epoch": scheduler.last_epoch},
+        "lr_scheduler": {
+            name: value
+            for name, value in scheduler.state_dict().items()
+            if name == "last_epoch" or (form == "titan-0.2" and name in _OF_0_2)
+        },
         "train_state": {"step": 2, "ntokens_seen": 4096},
         "dataloader": {"dp_rank_0": b"\x80\x04opaque", "world_size": 1},
     }
