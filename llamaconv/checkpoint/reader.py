@@ -48,6 +48,10 @@ class PieceReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files. No thread may read meanwhile; later reads open them again."""
         for files in self._of_threads:
             while files:
                 with suppress(OSError):  # nothing was written, so nothing can be lost

@@ -17,7 +17,6 @@ Each of several ranks writes some of the files, and rank 0 puts the target in pl
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,7 +209,7 @@ def _resolve_target(plan: Plan, target: Path, as_step_0: bool) -> tuple[Path, Pa
 
 def _resolve_workers(workers: int | None, ranks: Ranks) -> int:
     if workers is None:
-        return min(4, max(1, (os.cpu_count() or 1) // ranks.local_size))
+        return ranks.threads
     if not 1 <= workers <= 64:
         raise RefusedError(f"workers must be between 1 and 64; got {workers}")
     return workers

@@ -7,6 +7,7 @@ as much disk next to the target as the source has bytes.
 from __future__ import annotations
 
 import tempfile
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,7 +98,17 @@ def _target_like(source: Checkpoint) -> Target:
 
 
 def _compare(start: Checkpoint, back: Checkpoint, progress: Progress) -> RoundTrip:
-    one, other = reader_for(start), reader_for(back)
+    with closing(reader_for(start)) as one, closing(reader_for(back)) as other:
+        return _compared(start, back, one, other, progress)
+
+
+def _compared(
+    start: Checkpoint,
+    back: Checkpoint,
+    one: IndependentReader,
+    other: IndependentReader,
+    progress: Progress,
+) -> RoundTrip:
     equal: list[str] = []
     different: list[str] = []
     lost: list[str] = []

@@ -59,6 +59,11 @@ class Ranks:
         return self.rank == 0
 
     @property
+    def threads(self) -> int:
+        """How many threads this rank works with if nobody says: one per CPU of its share, at most 4."""
+        return min(4, max(1, (os.cpu_count() or 1) // self.local_size))
+
+    @property
     def reports_errors(self) -> bool:
         """Whether this rank prints errors. After the ``with`` block, exactly one rank does."""
         return True

@@ -8,27 +8,29 @@ Shape suffixes: R rows, C columns, P position, H head, D head dimension, F pair 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llamaconv.checkpoint.torch_rows import TensorBuffer
+from llamaconv.checkpoint.torch_rows import TensorBuffer, one_thread
 from llamaconv.checkpoint.weight_values import OddValues, count_not_finite
 from llamaconv.model import forward, rope
 from llamaconv.model.names import Layout
 from llamaconv.plan.plan import Move, Plan
 from llamaconv.ranks import ALONE, Ranks
-from llamaconv.report.errors import first_few
+from llamaconv.report.errors import FailedError, first_few
 from llamaconv.report.progress import Progress
 from llamaconv.verify.independent_readers import WHOLE_BYTES, IndependentReader
 from llamaconv.verify.results import SCORE_TOLERANCE, Check, TensorResult
 
 # Bytes of rows that are compared at once; at least one head if rows are reordered.
-WINDOW_BYTES = 4 << 20
+WINDOW_BYTES = 2 << 20
 # Positions of the queries and keys; differences cover short and long distances.
 _POSITIONS = (0, 1, 2, 5, 17, 64, 257, 1000)
 
@@ -59,10 +61,10 @@ class Findings:
 
 
 class Comparison:
-    """One pass over both sides of a conversion."""
+    """Compares both sides of a conversion, in one thread."""
 
     def __init__(self, plan: Plan, source: IndependentReader, target: IndependentReader) -> None:
-        """Prepare a pass.
+        """Prepare to compare.
 
         Args:
             plan: The plan of the conversion.
@@ -85,43 +87,23 @@ class Comparison:
         # small results then took: up to 8 MB more per window.
         self._cast, self._ordered, self._wide = TensorBuffer(), TensorBuffer(), TensorBuffer()
 
-    def run(self, progress: Progress, ranks: Ranks = ALONE) -> Findings:
-        """Compare this rank's share of the tensors.
+    def compare(self, moves: Sequence[Move], count: Callable[[int], None]) -> None:
+        """Compare what some moves read and write.
 
         Args:
-            progress: Called with "verify", the bytes compared so far, and the bytes of the target.
-            ranks: The processes that share the work.
-
-        Returns:
-            What this rank has found.
+            moves: Moves of the plan; all that one layer's scores need in one call.
+            count: Called with the bytes of each window that was compared.
 
         Raises:
             FailedError: A reader failed.
         """
-        total, done = self.plan.bytes_to_write, 0
-        units = self._units()
-        # Shift the shares by one rank, so that no rank checks the files it wrote itself.
-        mine = ranks.share([sum(move.nbytes for move in unit) for unit in units], shift=1)
-        for batch in _batches(move for place in mine for move in units[place]):
+        for batch in _batches(moves):
             self.source.prefetch([move.source for move in batch])
             self.target.prefetch([move.target_name for move in batch])
             for move in batch:
                 row_bytes = move.nbytes // _n_rows(move)
                 for n_rows in self._compare(move, row_bytes):
-                    done += n_rows * row_bytes
-                    progress("verify", done, total)
-        return self.findings
-
-    def _units(self) -> list[list[Move]]:
-        """Group the moves: q and k of a layer together, because their scores need both.
-
-        With them come what is applied to their heads: biases, and norms.
-        """
-        units: dict[object, list[Move]] = {}
-        for move in self.plan.stored:
-            in_scores = move.role is not None and move.role.heads is not None and not move.state
-            units.setdefault(move.layer if in_scores else move.target_name, []).append(move)
-        return list(units.values())
+                    count(n_rows * row_bytes)
 
     def merge(
         self, findings: Sequence[Findings]
@@ -239,6 +221,93 @@ class Comparison:
         elif control <= 10 * SCORE_TOLERANCE:
             detail += "; the wrong layout would hardly show in these weights"
         return Check("rotated scores", ok, value, control, detail, SCORE_TOLERANCE)
+
+
+def compare_all(
+    comparisons: Sequence[Comparison], progress: Progress, ranks: Ranks = ALONE
+) -> Findings:
+    """Compare this rank's share of the tensors, each of ``comparisons`` in a thread of its own.
+
+    Args:
+        comparisons: Of one plan, each with its own readers.
+        progress: Called from threads with "verify", the bytes compared so far, and the bytes of the
+            target.
+        ranks: The processes that share the work.
+
+    Returns:
+        What this rank has found.
+
+    Raises:
+        FailedError: A reader failed.
+    """
+    plan = comparisons[0].plan
+    units = _units(plan)
+    # Shift the shares by one rank, so that no rank checks the files it wrote itself.
+    mine = ranks.share([sum(move.nbytes for move in unit) for unit in units], shift=1)
+    waiting = deque(_groups(units[place] for place in mine))
+    done, lock, stop = 0, threading.Lock(), threading.Event()
+
+    def count(n_bytes: int) -> None:
+        nonlocal done
+        if stop.is_set():
+            raise FailedError("stopped, another thread failed")
+        with lock:
+            done += n_bytes
+            so_far = done
+        progress("verify", so_far, plan.bytes_to_write)
+
+    def work(comparison: Comparison) -> None:
+        while True:
+            try:
+                moves = waiting.popleft()
+            except IndexError:
+                return
+            comparison.compare(moves, count)
+
+    try:
+        # Torch's own threads would compete with these: on busy cores they wait for each other.
+        with one_thread(), ThreadPoolExecutor(len(comparisons)) as pool:
+            jobs = [pool.submit(work, comparison) for comparison in comparisons]
+            try:
+                wait(jobs, return_when=FIRST_EXCEPTION)
+                for job in jobs:
+                    if job.done():
+                        job.result()
+            finally:
+                stop.set()
+    finally:
+        for comparison in comparisons:
+            comparison.source.close()
+            comparison.target.close()
+    found = [comparison.findings for comparison in comparisons]
+    return Findings(
+        [tensor for one in found for tensor in one.tensors],
+        [score for one in found for score in one.scores],
+    )
+
+
+def _units(plan: Plan) -> list[list[Move]]:
+    """Group the moves: q and k of a layer together, because their scores need both.
+
+    With them come what is applied to their heads: biases, and norms.
+    """
+    units: dict[object, list[Move]] = {}
+    for move in plan.stored:
+        in_scores = move.role is not None and move.role.heads is not None and not move.state
+        units.setdefault(move.layer if in_scores else move.target_name, []).append(move)
+    return list(units.values())
+
+
+def _groups(units: Iterable[list[Move]]) -> Iterator[list[Move]]:
+    """Group short units in order, so that small tensors are loaded together."""
+    group: list[Move] = []
+    for unit in units:
+        if group and sum(move.nbytes for move in [*group, *unit]) > 2 * WHOLE_BYTES:
+            yield group
+            group = []
+        group += unit
+    if group:
+        yield group
 
 
 def _n_rows(move: Move) -> int:

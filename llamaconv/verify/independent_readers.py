@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import pickle
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ from llamaconv.verify.torch_metadata import unpickle_metadata
 # Tensors up to this size are loaded by `dcp.load` whole, a batch at a time. It holds each several
 # times over: at 16 MiB the checks of 70B took twice the memory of those of 8B.
 WHOLE_BYTES = 2 << 20
+_LOADING = threading.Lock()
 
 
 @contextmanager
@@ -82,6 +84,7 @@ class IndependentReader:
         """Read ``checkpoint``, which must be a folder here."""
         self.checkpoint = checkpoint
         self.window = TensorBuffer()
+        self._pieces = PieceReader()
 
     @property
     def concession(self) -> str:
@@ -114,6 +117,10 @@ class IndependentReader:
         with _failures_named(self.checkpoint.path, self.reader):
             return self._rows(name, first, last)
 
+    def close(self) -> None:
+        """Close files that are still open; later calls of `rows` open them again."""
+        self._pieces.close()
+
     def _prefetch(self, names: Sequence[str]) -> None:
         pass
 
@@ -121,8 +128,8 @@ class IndependentReader:
         raise NotImplementedError
 
     def _plain_rows(self, name: str, first: int, last: int) -> Tensor:
-        with PieceReader() as reader:
-            return read_rows(reader, self.checkpoint.tensors[name], first, last, self.window)
+        # Kept open, so that the system reads ahead of the next window.
+        return read_rows(self._pieces, self.checkpoint.tensors[name], first, last, self.window)
 
 
 class SafetensorsReader(IndependentReader):
@@ -226,11 +233,10 @@ class DcpLoadReader(IndependentReader):
         params, fused = self.checkpoint.params, self._stored[part.stored]
         rows = self.window.tensor((last - first, *part.shape[1:]), getattr(torch, part.dtype))
         done = 0
-        with PieceReader() as reader:
-            for begin, end in _rows_in_fused(part, params, first, last):
-                out = rows[done : done + end - begin]
-                out.copy_(read_rows(reader, fused, begin, end, self._head))
-                done += end - begin
+        for begin, end in _rows_in_fused(part, params, first, last):
+            out = rows[done : done + end - begin]
+            out.copy_(read_rows(self._pieces, fused, begin, end, self._head))
+            done += end - begin
         return rows
 
     @cached_property
@@ -534,7 +540,8 @@ def load_dcp(reader: DcpReader, tensors: Sequence[TensorInfo]) -> dict[str, Tens
         for tensor in tensors
     }
     if state:
-        with warnings.catch_warnings():
+        # Filters of warnings belong to the process, not to a thread.
+        with _LOADING, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.distributed is disabled")
             try:
                 dcp_load(state, storage_reader=reader, no_dist=True)

@@ -47,6 +47,8 @@ def check_logits(plan: Plan, here: IndependentReader, there: IndependentReader) 
         dtype, n_rows = getattr(torch, move.dtype), move.shape[0]
         source[move.place] = here.rows(move.source, 0, n_rows).to(dtype, copy=True)
         target[move.place] = there.rows(move.target_name, 0, n_rows).clone()
+    here.close()
+    there.close()
     for side in (source, target):
         # A tied head that is not stored is the embedding.
         side.setdefault(("output", None), side["tok_embeddings", None])

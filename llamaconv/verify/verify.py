@@ -34,7 +34,7 @@ from llamaconv.plan.target import Target, target_like
 from llamaconv.ranks import ALONE, OtherRankError, Ranks
 from llamaconv.report.errors import LlamaconvError, RefusedError
 from llamaconv.report.progress import Progress, no_progress
-from llamaconv.verify.bits_and_scores import Comparison, Findings, not_finite
+from llamaconv.verify.bits_and_scores import Comparison, Findings, compare_all, not_finite
 from llamaconv.verify.independent_readers import reader_for
 from llamaconv.verify.logits import MOST_BYTES, check_logits
 from llamaconv.verify.receipt_check import check_receipt, receipt_mismatches, verify_receipt
@@ -129,10 +129,14 @@ def verify_plan(
         return Verification(tuple(checks))
     mine = Findings()
     try:
-        there = reader_for(replace(target or _opened(plan, folder), params=plan.ready()[0]))
-        here = reader_for(plan.source)
-        comparison = Comparison(plan, here, there)
-        mine = comparison.run(progress or no_progress, ranks)
+        written = replace(target or _opened(plan, folder), params=plan.ready()[0])
+        comparisons = [
+            Comparison(plan, reader_for(plan.source), reader_for(written))
+            for _ in range(ranks.threads)
+        ]
+        comparison = comparisons[0]
+        here, there = comparison.source, comparison.target
+        mine = compare_all(comparisons, progress or no_progress, ranks)
     except OtherRankError:
         raise
     except _UNREADABLE as error:
