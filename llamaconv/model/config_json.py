@@ -7,18 +7,21 @@ cannot express (other activations, other kinds of RoPE, quantised weights) is an
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from llamaconv.model.families import FAMILIES, LLAMA, Family, family_named
+from llamaconv.model.families import FAMILIES, LLAMA, Family, family_named, why_refused
 from llamaconv.model.params import (
     MOST,
     MOST_HEADS,
     MOST_LAYERS,
+    OTHER_ROPE_TYPES,
     LlamaParams,
     RopeScaling,
     is_number,
+    rope_entry,
 )
 from llamaconv.report.errors import Problem
 
@@ -65,13 +68,16 @@ def to_config(
         "vocab_size": params.vocab_size,
         "rms_norm_eps": params.norm_eps,
         "rope_theta": params.rope_theta,
-        "rope_scaling": _scaling_entry(params.rope_scaling),
+        "rope_scaling": json.loads(params.rope_entry or "null")
+        or _scaling_entry(params.rope_scaling),
         "tie_word_embeddings": params.tied,
         "torch_dtype": dtype,
         **family.flags_of(roles),
     }
     if params.max_position is not None:
         config["max_position_embeddings"] = params.max_position
+    if params.window is None and _window(config, family, params.n_layers, params.max_position):
+        config |= family.no_window
     return config
 
 
@@ -142,12 +148,14 @@ def _params(
     n_heads, n_kv_heads, head_dim = _heads(reader, dim, shapes, family)
     ffn_dim = reader.count("intermediate_size")
     vocab_size = reader.count("vocab_size")
-    theta, scaling = _rope(reader)
+    theta, scaling, kind_of_rope = _rope(reader)
     norm_eps = config.get("rms_norm_eps")
     if norm_eps is None:
         norm_eps = 1e-6
         reader.warn("rms_norm_eps is missing; using transformers' default of 1e-06")
     has_length = config.get("max_position_embeddings") is not None
+    max_position = reader.count("max_position_embeddings") if has_length else None
+    window = _window(config, family, n_layers, max_position)
     return LlamaParams(
         dim=dim,
         n_layers=n_layers,
@@ -160,8 +168,10 @@ def _params(
         rope_theta=theta,
         rope_scaling=scaling,
         tied=_tied(reader),
-        max_position=reader.count("max_position_embeddings") if has_length else None,
+        max_position=max_position,
         family=family.model_type,
+        window=reader.count("sliding_window", window) if window is not None else None,
+        rope_entry=kind_of_rope,
     )
 
 
@@ -236,6 +246,8 @@ def _family(reader: ParamsReader) -> tuple[Family, str]:
             )
         return family, ""
     converted = f"llamaconv converts {', '.join(map(repr, FAMILIES))} only"
+    if reason := why_refused(name):
+        return LLAMA, f"model_type {name!r} is not supported: {reason} {converted}"
     if name is not None:
         return LLAMA, (
             f"model_type {name!r} is not supported; {converted}, because other families differ in "
@@ -354,13 +366,34 @@ def _head_dim(
     return from_rows
 
 
-def _rope(reader: ParamsReader) -> tuple[float, RopeScaling | None]:
-    """Return RoPE's base and scaling, from either spelling of transformers."""
+def _window(
+    config: Mapping[str, Any], family: Family, n_layers: int, max_position: int | None
+) -> Any:
+    """Return how far some layer looks back, which may be no number; None if each sees all.
+
+    An entry that is missing means what transformers takes it to mean. From a certain layer on, or those
+    that are named, have the window.
+    """
+    entries = {**family.defaults, **config}
+    window, kinds = entries.get("sliding_window"), entries.get("layer_types")
+    first = entries.get("max_window_layers", 0)
+    if isinstance(kinds, list):
+        slides = "sliding_attention" in kinds
+    else:
+        slides = not isinstance(first, int) or n_layers > first
+    if not family.window or not entries.get(family.window) or window is None or not slides:
+        return None
+    is_wide = is_number(window) and max_position is not None and window >= max_position
+    return None if is_wide else window
+
+
+def _rope(reader: ParamsReader) -> tuple[float, RopeScaling | None, str]:
+    """Return RoPE's base and scaling, from either spelling of transformers, or the kind of RoPE."""
     new, old = reader.values.get("rope_parameters"), reader.values.get("rope_scaling")
     for entry, value in (("rope_parameters", new), ("rope_scaling", old)):
         if value is not None and not isinstance(value, dict):
             reader.error(f"{entry} must be an object; got {value!r}")
-            return 1.0, None
+            return 1.0, None, ""
     new, old = new or {}, old or {}
     for entry in set(old) & set(new):
         if old[entry] != new[entry]:
@@ -375,7 +408,10 @@ def _rope(reader: ParamsReader) -> tuple[float, RopeScaling | None]:
             f"partial_rotary_factor must be 1, because Llama rotates the whole head; "
             f"got {described['partial_rotary_factor']!r}"
         )
-    return theta, _scaling(reader, described)
+    kind = described.get("rope_type", described.get("type", "default"))
+    if kind in OTHER_ROPE_TYPES:
+        return theta, None, rope_entry(described)
+    return theta, _scaling(reader, described, kind), ""
 
 
 def _theta(reader: ParamsReader, described: Mapping[str, Any]) -> float:
@@ -394,8 +430,9 @@ def _theta(reader: ParamsReader, described: Mapping[str, Any]) -> float:
     return reader.number("rope_theta", theta)
 
 
-def _scaling(reader: ParamsReader, described: Mapping[str, Any]) -> RopeScaling | None:
-    kind = described.get("rope_type", described.get("type", "default"))
+def _scaling(
+    reader: ParamsReader, described: Mapping[str, Any], kind: object
+) -> RopeScaling | None:
     if kind == "default":
         if "factor" in described:
             reader.warn(
@@ -406,16 +443,8 @@ def _scaling(reader: ParamsReader, described: Mapping[str, Any]) -> RopeScaling 
     if kind == "linear":
         return RopeScaling.linear(reader.number("factor", described.get("factor")))
     if kind != "llama3":
-        remedy = ""
-        if kind == "dynamic":
-            remedy = (
-                ". Up to max_position_embeddings it is no scaling at all: remove the entry to "
-                "convert the model for contexts of that length"
-            )
-        reader.error(
-            f"the RoPE type {kind!r} is not supported; TorchTitan's Llama has only 'default', "
-            f"'linear' and 'llama3', so the model would compute something else{remedy}"
-        )
+        known = ("default", "linear", "llama3", *OTHER_ROPE_TYPES)
+        reader.error(f"the RoPE type must be one of {', '.join(known)}; got {kind!r}")
         return None
     entries = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     factor, low, high, length = (reader.number(entry, described.get(entry)) for entry in entries)

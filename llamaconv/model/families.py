@@ -57,6 +57,8 @@ class Family:
             true.
         defaults: What transformers takes an entry of config.json to be if it is missing, as far as
             that differs between families.
+        window: The entry without which no layer has a sliding window; "" if none can have one.
+        no_window: The entries that say that no layer has one.
     """
 
     model_type: str
@@ -66,6 +68,8 @@ class Family:
     roles: tuple[str, ...] = ()
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    window: str = ""
+    no_window: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def extra(self) -> frozenset[str]:
@@ -80,6 +84,15 @@ class Family:
 _ATTENTION = ("wq.bias", "wk.bias", "wv.bias", "wo.bias")
 _MLP = ("w1.bias", "w2.bias", "w3.bias")
 
+_QWEN: dict[str, Any] = {
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
 _TABLE = (
     Family(
         "llama",
@@ -93,12 +106,9 @@ _TABLE = (
         "Qwen 2",
         "Qwen2ForCausalLM",
         roles=("wq.bias", "wk.bias", "wv.bias"),
-        defaults={
-            "num_key_value_heads": 32,
-            "max_position_embeddings": 32768,
-            "bos_token_id": None,
-            "eos_token_id": None,
-        },
+        defaults=_QWEN,
+        window="use_sliding_window",
+        no_window={"use_sliding_window": False},
     ),
     Family(
         "qwen3",
@@ -107,18 +117,84 @@ _TABLE = (
         titan=_QWEN3,
         roles=("q_norm", "k_norm"),
         flags={"attention_bias": _ATTENTION},
+        defaults=_QWEN | {"head_dim": 128},
+        window="use_sliding_window",
+        no_window={"use_sliding_window": False},
+    ),
+    Family(
+        "mistral",
+        "Mistral",
+        "MistralForCausalLM",
         defaults={
-            "head_dim": 128,
-            "num_key_value_heads": 32,
-            "max_position_embeddings": 32768,
-            "bos_token_id": None,
-            "eos_token_id": None,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+            "sliding_window": 4096,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
         },
+        window="sliding_window",
+        no_window={"sliding_window": None},
     ),
 )
 
 FAMILIES: Mapping[str, Family] = MappingProxyType({one.model_type: one for one in _TABLE})
 """The families by ``model_type``."""
+
+_OWN_MODEL = (
+    "TorchTitan 0.3.0 has a model of its own for it, which starts from the Hugging Face folder with "
+    "--checkpoint.initial_load_in_hf"
+)
+_EXPERTS = "it is a mixture of experts"
+
+# What is refused by name: the values of model_type, why, and the remedy if there is one.
+_OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (
+        ("gemma",),
+        "its norms multiply by 1 + weight and its feed-forward uses gelu, with Llama's own tensor names",
+        "",
+    ),
+    (
+        ("gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4", "gemma4_text"),
+        "it has further norms after attention and feed-forward, which multiply by 1 + weight, and "
+        "sliding windows",
+        "",
+    ),
+    (
+        ("phi3",),
+        "it stores q, k and v as one matrix, gate and up as another, and its long contexts need longrope",
+        "",
+    ),
+    (
+        ("olmo2", "olmo3"),
+        "its norms come after attention and feed-forward, and those of q and k go over all heads at once",
+        "",
+    ),
+    (("smollm3",), "every fourth layer has no RoPE, with Llama's own tensor names", ""),
+    (
+        ("granite",),
+        "it multiplies embedding, attention, residuals and logits by factors, with Llama's own tensor "
+        "names",
+        "",
+    ),
+    (("helium",), "rows of q and k are interleaved in its Hugging Face files, unlike Llama's", ""),
+    (
+        ("llama4", "llama4_text"),
+        f"{_EXPERTS}, its rows are interleaved, and some of its layers have no RoPE",
+        "",
+    ),
+    (("qwen3_moe",), _EXPERTS, _OWN_MODEL),
+    (("deepseek_v3", "gpt_oss"), f"{_EXPERTS}, with another attention", _OWN_MODEL),
+    (("mixtral", "qwen2_moe", "olmoe", "granitemoe", "phimoe", "ernie4_5_moe"), _EXPERTS, ""),
+)
+
+
+def why_refused(model_type: object) -> str:
+    """Return why a ``model_type`` is not converted, and the remedy, as sentences; "" if unknown."""
+    for names, reason, remedy in _OTHERS:
+        if model_type in names:
+            return f"{reason}. {remedy}".removesuffix(". ") + "."
+    return ""
+
 
 LLAMA = FAMILIES["llama"]
 """The family of a checkpoint that does not name one, such as Meta's files."""

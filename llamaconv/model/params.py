@@ -7,6 +7,7 @@ Limit: Llama as TorchTitan and Meta define it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from sys import float_info
@@ -32,6 +33,8 @@ _IN_CONFIG = {
     "norm_eps": "rms_norm_eps",
     "tied": "tie_word_embeddings",
     "max_position": "max_position_embeddings",
+    "window": "sliding_window",
+    "rope_entry": "the kind of RoPE",
 }
 
 
@@ -50,6 +53,24 @@ def is_count(value: object, most: int = MOST) -> TypeGuard[int]:
 def is_number(value: object) -> TypeGuard[float]:
     """Return whether ``value`` is a positive number that a float can hold."""
     return type(value) in (int, float) and 0 < value <= float_info.max  # type: ignore[operator]
+
+
+OTHER_ROPE_TYPES = ("dynamic", "longrope", "yarn")
+"""Kinds of RoPE of transformers that are carried between its own folders, as config.json has them."""
+
+
+def rope_entry(entries: Mapping[str, Any]) -> str:
+    """Return the canonical JSON of an entry of config.json that describes RoPE, without its base."""
+    return json.dumps({k: v for k, v in entries.items() if k != "rope_theta"}, sort_keys=True)
+
+
+def _is_rope_entry(value: object) -> bool:
+    try:
+        entry = json.loads(value) if isinstance(value, str) and value else {}
+    except (ValueError, RecursionError):
+        return False
+    kind = entry.get("rope_type", entry.get("type")) if isinstance(entry, dict) else None
+    return value == "" or kind in OTHER_ROPE_TYPES
 
 
 @dataclass(frozen=True)
@@ -109,6 +130,9 @@ class LlamaParams:
         tied: Whether the head is the embedding.
         max_position: The longest context, in tokens, if a file states it.
         family: The model family, a key of `llamaconv.model.families.FAMILIES`.
+        window: How many tokens some layers look back, if that is less than the longest context.
+        rope_entry: What config.json says of a kind of RoPE that only Hugging Face's files can express
+            (`OTHER_ROPE_TYPES`), as canonical JSON; "" for other kinds.
     """
 
     dim: int
@@ -124,6 +148,8 @@ class LlamaParams:
     tied: bool = False
     max_position: int | None = None
     family: str = "llama"
+    window: int | None = None
+    rope_entry: str = ""
 
     def differences(self, other: LlamaParams) -> dict[str, tuple[Any, Any]]:
         """Return both values of each attribute that differs, by the names of config.json.
@@ -138,6 +164,12 @@ class LlamaParams:
         return {
             _IN_CONFIG.get(name, name): both for name, both in pairs.items() if both[0] != both[1]
         }
+
+    @property
+    def rope_type(self) -> str:
+        """The kind of RoPE of `rope_entry`; "" if there is none."""
+        entry = json.loads(self.rope_entry) if self.rope_entry else {}
+        return str(entry.get("rope_type", entry.get("type", "")))
 
     @property
     def q_rows(self) -> int:
@@ -178,6 +210,8 @@ class LlamaParams:
             if one.name == "family":
                 is_valid = isinstance(value, str) and value in FAMILIES
                 expected = f"one of {', '.join(FAMILIES)}"
+            elif one.name == "rope_entry":
+                is_valid, expected = _is_rope_entry(value), "an entry of config.json, or empty"
             elif one.name == "tied":
                 is_valid, expected = type(value) is bool, "true or false"
             elif one.name == "rope_scaling":
@@ -186,7 +220,8 @@ class LlamaParams:
             elif one.name in ("norm_eps", "rope_theta"):
                 is_valid, expected = is_number(value), "a positive number"
             else:
-                is_valid = is_count(value, most) or (one.name == "max_position" and value is None)
+                may_lack = one.name in ("max_position", "window")
+                is_valid = is_count(value, most) or (may_lack and value is None)
                 expected = f"a whole number from 1 to {most}"
             if not is_valid:
                 raise ValueError(f"{one.name} must be {expected}; got {value!r}")

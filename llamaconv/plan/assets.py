@@ -117,7 +117,7 @@ def _listed(differences: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "none" if value is None else str(value)
+    return "none" if value is None or value == "" else str(value)
 
 
 def _folder(source: Checkpoint, target: Target, problems: list[Problem]) -> Path | None:

@@ -35,12 +35,49 @@ def check_tensors(
     yield from _wrong_dtypes(known)
     if target.format == "meta":
         yield from _unfit_for_meta(target, params)
+    if target.format != "huggingface":
+        yield from _only_in_huggingface(source, params)
     norms = [tensor for (role, _), tensor in known.items() if role.endswith("norm")]
     # Norms start as ones, and a trainer that never loaded weights saves them so.
     if source.format in OF_TRAINERS and norms and all(map(all_one, norms)):
         yield warning(
             f"{source.path}: looks like a random initialisation: all {len(norms)} norms are "
             "exactly 1, as before any training. Check that the weights were loaded"
+        )
+
+
+# Why other programs than transformers compute something else with a kind of RoPE.
+_OTHER_ROPES = {
+    "yarn": "transformers scales cosine and sine by an attention factor (0.1 ln(factor) + 1 unless it is "
+    "stated). The RoPE of TorchTitan 0.3.0 has yarn's frequencies without it, Meta's code neither. If the "
+    "entry was only added for texts longer than the model was trained on, as Qwen's model cards advise, "
+    "remove it from a copy of config.json and pass that with --assets",
+    "longrope": "it has a factor per pair, one list for short and one for long texts, and an attention "
+    "factor. No RoPE of TorchTitan has these, nor Meta's code",
+}
+
+
+def _only_in_huggingface(source: Checkpoint, params: LlamaParams) -> Iterator[Problem]:
+    """Yield what transformers computes and TorchTitan and Meta's code do not."""
+    where = source.config.path if source.config else source.path
+    if params.rope_type == "dynamic":
+        length = params.max_position or "max_position_embeddings"
+        yield warning(
+            f"{where}: dynamic RoPE scaling is no scaling up to {length} positions, and raises the base "
+            "beyond. The target has none: use it for contexts of up to that length"
+        )
+    elif params.rope_type:
+        yield Problem(
+            f"{where}: the RoPE type {params.rope_type!r} only exists in Hugging Face's format (--to hf): "
+            f"{_OTHER_ROPES[params.rope_type]}"
+        )
+    if params.window is not None:
+        yield Problem(
+            f"{where}: some layers look back {params.window} tokens only (sliding_window), of up to "
+            f"{params.max_position or 'unknown'}; TorchTitan's and Meta's layers see all, so longer texts "
+            "would give something else. --to hf keeps it. To train contexts of at most "
+            f"{params.window} tokens, where both are equal, set max_position_embeddings to {params.window} "
+            "in a copy of config.json and pass that with --assets"
         )
 
 

@@ -65,6 +65,8 @@ def check_logits(plan: Plan, here: IndependentReader, there: IndependentReader) 
         (side - right_BPV).abs().max().item() / largest for side in (found_BPV, wrong_BPV)
     )
     logits = f"largest difference on {n_tokens} tokens, logits up to {largest:.2g}"
+    if params.rope_type:
+        logits += f", without {params.rope_type} scaling on either side"
     right, found, wrong = (
         forward.loss(side, tokens_BP).item() for side in (right_BPV, found_BPV, wrong_BPV)
     )

@@ -197,3 +197,115 @@ def test_the_module_gives_biases_to_the_matrices_that_have_them(
         assert [f"config.{one}.bias = True" for one in expected] == [
             line for line in lines if line.endswith(".bias = True")
         ]
+
+
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+    "rope_theta": 1e4,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "factor": 4.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.5] * 8,
+    "original_max_position_embeddings": 128,
+    "rope_theta": 1e4,
+}
+
+
+@pytest.mark.parametrize(
+    ("rope", "reason"), [(YARN, "attention factor"), (LONGROPE, "a factor per pair")]
+)
+def test_other_kinds_of_rope_stay_between_hugging_face_folders_alone(
+    tmp_path: Path, convert: Callable[..., Conversion], rope: dict[str, object], reason: str
+) -> None:
+    source = family_models.save("qwen2", tmp_path / "source", rope_parameters=rope)
+    done = convert(source, "cast", to="hf", max_shard_size=50_000)
+    assert torch.equal(family_models.logits(source), family_models.logits(done.target))
+    kept = json.loads((done.target / "config.json").read_text())["rope_scaling"]
+    assert kept == {entry: value for entry, value in rope.items() if entry != "rope_theta"}
+    assert done.verification is not None
+    assert any("without" in check.detail for check in done.verification.checks)
+    for target in (Target(), Target(to="meta")):
+        messages = [one.message for one in make_plan(open_checkpoint(source), target).errors]
+        assert any(reason in message and "--to hf" in message for message in messages)
+
+
+def test_removing_the_entry_is_the_remedy_for_yarn(
+    tmp_path: Path, convert: Callable[..., Conversion]
+) -> None:
+    source = family_models.save("qwen2", tmp_path / "source", rope_parameters=YARN)
+    plain = family_models.save("qwen2", tmp_path / "plain", rope_parameters={"rope_theta": 1e4})
+    there = convert(source, "there", assets=str(plain))
+    assert any("the kind of RoPE" in problem.message for problem in there.plan.problems)
+    back = convert(there.target, "back")
+    assert torch.equal(family_models.logits(plain), family_models.logits(back.target))
+
+
+def test_dynamic_scaling_is_none_within_the_context_and_comes_back(
+    tmp_path: Path, convert: Callable[..., Conversion]
+) -> None:
+    source = family_models.save("llama, dynamic", tmp_path / "source")
+    there = convert(source, "there")
+    (warned,) = (one.message for one in there.plan.problems if "dynamic" in one.message)
+    assert "512 positions" in warned
+    assert 'scaling="none"' in there.advice.module
+    back = convert(there.target, "back", assets="")
+    entry = json.loads((back.target / "config.json").read_text())["rope_scaling"]
+    assert entry == {"rope_type": "dynamic", "factor": 4.0}
+
+
+WINDOWS = [
+    ("mistral", {"sliding_window": 64}),
+    ("mistral", {"sliding_window": 4096, "max_position_embeddings": 32768}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), WINDOWS)
+def test_a_sliding_window_below_the_context_stays_between_hugging_face_folders(
+    tmp_path: Path, convert: Callable[..., Conversion], name: str, changes: dict[str, object]
+) -> None:
+    source = family_models.save(name, tmp_path / "source", **changes)
+    (problem,) = make_plan(open_checkpoint(source)).errors
+    assert f"look back {changes['sliding_window']} tokens only" in problem.message
+    done = convert(source, "cast", to="hf", max_shard_size=50_000)
+    assert torch.equal(family_models.logits(source), family_models.logits(done.target))
+    # The remedy that the message names: the context that is trained is not longer than the window.
+    entries = json.loads((source / "config.json").read_text())
+    assets = tmp_path / "assets"
+    assets.mkdir()
+    entries["max_position_embeddings"] = changes["sliding_window"]
+    (assets / "config.json").write_text(json.dumps(entries))
+    assert not make_plan(open_checkpoint(source), Target(assets=str(assets))).errors
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("mistral", {"sliding_window": 512}),
+        ("qwen2", {"use_sliding_window": False, "sliding_window": 64}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3}),
+    ],
+)
+def test_a_sliding_window_that_no_layer_has_is_none(
+    tmp_path: Path, name: str, changes: dict[str, object]
+) -> None:
+    source = family_models.save(name, tmp_path / "source", **changes)
+    assert not make_plan(open_checkpoint(source)).errors
+
+
+def test_a_written_config_of_mistral_says_that_there_is_no_window(
+    tmp_path: Path, convert: Callable[..., Conversion]
+) -> None:
+    """transformers takes a missing entry to be 4096."""
+    source = family_models.save(
+        "mistral", tmp_path / "source", max_position_embeddings=32768, sliding_window=None
+    )
+    there = convert(source, "there")
+    (source / "config.json").unlink()
+    back = convert(there.target, "back")
+    assert json.loads((back.target / "config.json").read_text())["sliding_window"] is None

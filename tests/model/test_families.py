@@ -1,5 +1,9 @@
 """The table of families: it fits the table of names, and transformers."""
 
+import pytest
+from support.checkpoints import CONFIG
+
+from llamaconv.model.config_json import from_config
 from llamaconv.model.families import FAMILIES, family_named, family_with
 from llamaconv.model.names import GENERATIONS, ROLES
 
@@ -24,3 +28,28 @@ def test_a_family_is_recognised_by_the_tensors_that_only_it_needs() -> None:
     common = [name for name, role in ROLES.items() if not role.optional]
     for family in FAMILIES.values():
         assert family_with([*common, *family.roles]).roles == family.roles
+
+
+@pytest.mark.parametrize(
+    ("model_type", "words"),
+    [
+        ("gemma", "1 + weight"),
+        ("gemma3_text", "sliding windows"),
+        ("phi3", "longrope"),
+        ("olmo2", "after attention"),
+        ("smollm3", "every fourth layer"),
+        ("granite", "residuals"),
+        ("mixtral", "mixture of experts"),
+        ("qwen3_moe", "--checkpoint.initial_load_in_hf"),
+        ("llama4_text", "interleaved"),
+        ("neither of these", "differ in tensors or in the rotation"),
+        (["llama"], "differ in tensors or in the rotation"),
+    ],
+)
+def test_other_families_are_refused_by_name_with_the_reason(model_type: object, words: str) -> None:
+    """With Llama's own entries and tensors: for many of them only the name tells."""
+    _, problems = from_config({**CONFIG, "model_type": model_type}, {})
+    (problem,) = problems
+    assert repr(model_type) in problem.message
+    assert words in problem.message
+    assert all(repr(family) in problem.message for family in FAMILIES)

@@ -135,8 +135,7 @@ def test_missing_sizes_come_from_the_tensors_with_a_warning() -> None:
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu' in a Llama; got 'gelu'"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config ('fp8')"),
         ({"quantization": {"group_size": 64, "bits": 4}}, "'bits': 4"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "RoPE type 'yarn'"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "RoPE type 'dynamic'"),
+        ({"rope_scaling": {"rope_type": "proportional"}}, "got 'proportional'"),
         ({"rope_scaling": {"type": "linear"}}, "factor must be a positive number; got None"),
         (
             {"rope_scaling": {**SCALING, "factor": None}},

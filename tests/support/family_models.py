@@ -54,6 +54,17 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "mlp_bias": True,
     },
+    "mistral": {"model_type": "mistral", "head_dim": 16, "sliding_window": None},
+    "mistral, a window of the context": {
+        "model_type": "mistral",
+        "sliding_window": 512,
+        **_NARROW,
+    },
+    "llama, dynamic": {
+        "model_type": "llama",
+        "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},
+        **_NARROW,
+    },
     "llama, attention biases": {"model_type": "llama", "attention_bias": True, **_NARROW},
 }
 """What each model has in its config.json besides `_SHAPE`."""
