@@ -17,6 +17,8 @@ from typing import Any
 from llamaconv.convert.output import Output
 from llamaconv.report.errors import FailedError
 
+# macOS has none of its own.
+_sync_data = getattr(os, "fdatasync", os.fsync)
 # Seconds between two syncs of a file that is still written.
 _REST_SECONDS = 0.02
 
@@ -89,7 +91,7 @@ class BackgroundSync:
                 if last:
                     os.fsync(file.descriptor)
                 else:
-                    os.fdatasync(file.descriptor)
+                    _sync_data(file.descriptor)
             except OSError as error:
                 # What did not reach the disk might still be read back from memory.
                 file.output.discard_journal()
