@@ -34,6 +34,8 @@ COVERED_BY = {
     "checkpoint/huggingface_index": "notebook/test_browse.py",
     "checkpoint/hub_errors": "checkpoint/test_hub.py",
     "checkpoint/hub_address": "checkpoint/test_hub.py",
+    "checkpoint/hub_ranges": "convert/test_from_hub.py",
+    "checkpoint/digests": "checkpoint/test_against_hub.py",
     "checkpoint/folder": "checkpoint/untrusted/test_hostile_names.py",
     "checkpoint/tensors": "checkpoint/untrusted/test_dcp_metadata.py",
     "checkpoint/checkpoint": "checkpoint/test_huggingface.py",

@@ -8,13 +8,13 @@ Limit: that the repository is whose it claims to be is not checked; nothing is s
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from llamaconv.checkpoint.hub import Digest, Repository, connect
+from llamaconv.checkpoint.digests import difference, hasher
+from llamaconv.checkpoint.hub import Repository, connect
 from llamaconv.checkpoint.hub_address import HubAddress, local, path_or_address
 from llamaconv.report.errors import FailedError, Problem, RefusedError, first_few, warning
 from llamaconv.report.progress import Progress, no_progress
@@ -137,20 +137,15 @@ def compare_with_repository(
     to_read = [name for name in both if name not in different and name not in unknown]
     total, done, equal = sum(repository.files[name] for name in to_read), 0, []
     for name in to_read:
-        kind, expected = repository.digests[name]
-        digest = _hasher(repository.digests[name], repository.files[name])
+        digest = hasher(repository.digests[name], repository.files[name])
         for block in _blocks(both[name]):
             digest.update(block)
             done += len(block)
             progress("read", done, total)
-        if digest.hexdigest() == expected:
-            equal.append(name)
+        if why := difference(repository.digests[name], digest.hexdigest(), repository.path):
+            different[name] = why
         else:
-            what = "sha256" if kind == "sha256" else "git blob id"
-            different[name] = (
-                f"its {what} is {digest.hexdigest()[:16]}…, and {repository.path} lists "
-                f"{expected[:16]}…"
-            )
+            equal.append(name)
     lacking = [name for name in repository.files if name not in files]
     missing = [name for name in lacking if _is_needed(name, files)]
     return Against(
@@ -197,16 +192,6 @@ def _other_size(repository: Repository, name: str, file: Path) -> str:
     return (
         f"has {size(n_bytes)} ({n_bytes:,} bytes), and {repository.path} lists {expected:,} bytes"
     )
-
-
-def _hasher(digest: Digest, n_bytes: int) -> Any:
-    kind, expected = digest
-    if kind == "sha256":
-        return hashlib.sha256()
-    # A repository of git's newer kind has longer ids.
-    made = hashlib.new("sha1" if len(expected) == 40 else "sha256", usedforsecurity=False)
-    made.update(b"blob %d\0" % n_bytes)
-    return made
 
 
 def _blocks(file: Path) -> Any:

@@ -23,7 +23,7 @@ from llamaconv.report.errors import Problem, printable
 from llamaconv.report.tables import Table, size
 
 if TYPE_CHECKING:
-    from llamaconv.checkpoint.folder import Folder
+    from llamaconv.checkpoint.folder import RemoteFolder
 
 
 Format = Literal["huggingface", "meta", "dcp", "torch_checkpointing"]
@@ -75,8 +75,8 @@ class Checkpoint:
         ignored: Files and tensors that are left out on purpose.
         receipt: The receipt, if llamaconv wrote the checkpoint.
         config: config.json or params.json; None if there is none that can be read.
-        repository: The headers that were read from the Hub; None for local files, which can be
-            read again.
+        repository: The repository, with the headers that were read from it; None for local files,
+            which can be read again.
         seen: Size in bytes and time of modification in nanoseconds of each local file when it was
             opened.
     """
@@ -91,7 +91,7 @@ class Checkpoint:
     ignored: tuple[Ignored, ...] = ()
     receipt: Receipt | None = field(default=None, repr=False)
     config: ModelConfig | None = field(default=None, repr=False)
-    repository: Folder | None = field(default=None, repr=False, compare=False)
+    repository: RemoteFolder | None = field(default=None, repr=False, compare=False)
     seen: Mapping[Path, tuple[int, int] | None] = field(default_factory=dict, repr=False)
 
     def remembered(self) -> Checkpoint:
@@ -126,6 +126,21 @@ class Checkpoint:
         """The files that hold tensors. Raises `RefusedError` if they are on the Hub."""
         pieces = (piece for tensor in self.tensors.values() for piece in tensor.pieces)
         return sorted({piece.local_file for piece in pieces})
+
+    @property
+    def file_bytes(self) -> dict[str, int]:
+        """Bytes of each file that holds tensors, by its name."""
+        files = {piece.file for tensor in self.tensors.values() for piece in tensor.pieces}
+        sizes = self.repository.files if self.repository else {}
+        return {
+            file.name: file.stat().st_size if isinstance(file, Path) else sizes[file.name]
+            for file in sorted(files, key=lambda file: file.name)
+        }
+
+    @property
+    def resolved_path(self) -> str:
+        """``path`` without links, or the address of a repository at its commit."""
+        return str(self.path.resolve() if isinstance(self.path, Path) else self.path)
 
     @property
     def generation(self) -> str | None:

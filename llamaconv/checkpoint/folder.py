@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
+from llamaconv.checkpoint.digests import Digest
 from llamaconv.checkpoint.hub_address import HubFile
 from llamaconv.checkpoint.tensors import TensorInfo
 from llamaconv.checkpoint.untrusted.files import read_json
@@ -42,6 +43,27 @@ class Folder(Protocol):
 
     def read_header(self, name: str) -> Header:
         """Read the header of one file of weights."""
+
+
+class RemoteFolder(Folder, Protocol):
+    """A `Folder` on another machine, at one commit.
+
+    Attributes:
+        files: Bytes of each file, by its path in the folder.
+        digests: Digest of each file that has one.
+        has_ranges: Whether its host sends the part of a file that it is asked for, as far as known.
+    """
+
+    files: dict[str, int]
+    digests: dict[str, Digest]
+    has_ranges: bool
+
+    @property
+    def path(self) -> HubFile:
+        """The folder."""
+
+    def start_of(self, name: str) -> bytes:
+        """Return the bytes before the tensors of a file whose header was read."""
 
 
 def matching(folder: Folder, pattern: str) -> list[str]:

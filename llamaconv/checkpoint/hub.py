@@ -2,8 +2,8 @@
 
 One request lists a repository at one commit, and all later requests ask for that commit. The first
 request for a file of weights asks for 32 KiB, the header of some 300 tensors; a longer header takes
-a second request. 405B in 191 files takes 193 requests and some 6 MB. Weights are never read, and
-nothing is written to a cache. All requests use huggingface_hub's session, so login, endpoint and
+a second request. 405B in 191 files takes 193 requests and some 6 MB. Weights are read by
+`hub_ranges` if a conversion needs them, and nothing is written to a cache. All requests use huggingface_hub's session, so login, endpoint and
 proxy are those of huggingface_hub (``hf auth login``, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE).
 
 Limit: models only, and files at the top of the repository.
@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from llamaconv import __version__
+from llamaconv.checkpoint.digests import Digest
 from llamaconv.checkpoint.folder import Header
 from llamaconv.checkpoint.hub_address import HubAddress, HubFile
 from llamaconv.checkpoint.hub_errors import (
@@ -30,6 +31,7 @@ from llamaconv.checkpoint.hub_errors import (
     is_timeout,
     refused,
 )
+from llamaconv.checkpoint.hub_ranges import HubRanges
 from llamaconv.checkpoint.untrusted.files import check_json_size, json_object, what_it_is
 from llamaconv.checkpoint.untrusted.safetensors_header import header_end, parse_header
 from llamaconv.report.errors import RefusedError
@@ -47,10 +49,6 @@ _BUSY = (408, 500, 502, 503, 504)
 _INSTALL = "pip install 'huggingface_hub>=1.3,<3'"
 
 
-Digest = tuple[str, str]
-"""Its kind ("sha256" of the bytes, or "git", the id of a blob), and its hexadecimal digits."""
-
-
 class Repository:
     """A `Folder` on the Hub: its files as listed, and the content that `fetch` got.
 
@@ -60,6 +58,7 @@ class Repository:
         files: Bytes of each file, by its path in the repository.
         digests: Digest of each file: sha256 of large ones (LFS), else the id of its git blob.
         path: The repository at this commit.
+        has_ranges: Whether its host sends the part of a file that it is asked for, as far as known.
     """
 
     def __init__(
@@ -75,10 +74,15 @@ class Repository:
         self.commit = commit
         self.files = files
         self.digests = digests
-        self.path = HubFile(str(pinned), f"{name.repo}@{commit[:7]}", commit, pinned.download())
+        ranges = HubRanges(name.repo, commit, files, headers)
+        self.path = HubFile(
+            str(pinned), f"{name.repo}@{commit[:7]}", commit, pinned.download(), ranges
+        )
+        self.has_ranges = True
         self._request_headers = headers
         self._json: dict[str, bytes] = {}
         self._headers: dict[str, Header] = {}
+        self._starts: dict[str, bytes] = {}
 
     def names(self) -> list[str]:
         """Return the names of its files and folders, sorted."""
@@ -100,6 +104,10 @@ class Repository:
     def read_header(self, name: str) -> Header:
         """Return a header that was fetched."""
         return self._headers[name]
+
+    def start_of(self, name: str) -> bytes:
+        """Return the bytes before the tensors of a file whose header was fetched."""
+        return self._starts[name]
 
     def fetch(self, headers: Sequence[str], json_files: Sequence[str]) -> None:
         """Request files, many at once.
@@ -129,6 +137,7 @@ class Repository:
         if end is not None and end > wanted:
             start = self._start(name, wanted := end)
         self._check_length(name, start, wanted)
+        self._starts[name] = start[:end] if end else b""
         return parse_header(self.path / name, start, n_bytes)
 
     def _whole(self, name: str) -> bytes:
@@ -181,6 +190,8 @@ class Repository:
         with get_session().stream("GET", url, headers=headers, timeout=timeout) as answer:
             start = bytearray()
             if answer.status_code < 400:
+                if answer.status_code == 200 and n_bytes < self.files[name]:
+                    self.has_ranges = False
                 # A server that ignores ranges sends the whole file: stop when there is enough.
                 for block in answer.iter_bytes():
                     start += block

@@ -6,9 +6,11 @@ This module knows names and the command that downloads; `hub` sends the requests
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from llamaconv.report import shell
 from llamaconv.report.errors import RefusedError
@@ -47,21 +49,34 @@ class HubAddress:
         return shell.join([*words, "--local-dir", self.repo.split("/")[1]])
 
 
+class ByteRanges(Protocol):
+    """What has the bytes of files that are elsewhere, each by its name."""
+
+    def read_into(self, name: str, first: int, out: memoryview, stop: threading.Event) -> None:
+        """Fill ``out`` with the bytes of the file ``name`` from byte ``first`` on.
+
+        Raises:
+            FailedError: They could not be fetched, or ``stop`` was set.
+        """
+
+
 @dataclass(frozen=True)
 class HubFile:
     """A repository at one commit, or a file in it. It stands in for a local path.
 
     Attributes:
         address: ``hf://ORG/NAME@COMMIT``, with the file's name behind it.
-        name: The last part of it, short enough for tables.
+        name: The file's name in the repository; of a repository, its name, short enough for tables.
         commit: The commit, in full.
         download: The command that downloads the repository.
+        ranges: Where its bytes come from.
     """
 
     address: str
     name: str
     commit: str
     download: str
+    ranges: ByteRanges | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.address

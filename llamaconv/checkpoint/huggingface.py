@@ -18,7 +18,7 @@ from typing import Any
 
 from llamaconv.checkpoint import receipt
 from llamaconv.checkpoint.checkpoint import Checkpoint, Ignored, ModelConfig
-from llamaconv.checkpoint.folder import Folder, LocalFolder, matching, try_json_in
+from llamaconv.checkpoint.folder import Folder, LocalFolder, RemoteFolder, matching, try_json_in
 from llamaconv.checkpoint.hub_address import HubFile
 from llamaconv.checkpoint.huggingface_index import (
     BIN,
@@ -83,7 +83,7 @@ def open_huggingface(path: Path) -> Checkpoint:
     return opener.checkpoint(path)
 
 
-def open_repository(repository: Folder) -> Checkpoint:
+def open_repository(repository: RemoteFolder) -> Checkpoint:
     """Open the safetensors whose headers ``repository`` holds, as `open_huggingface` does."""
     opener = HuggingFaceOpener(repository)
     opener.read_folder()

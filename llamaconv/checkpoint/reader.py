@@ -1,6 +1,7 @@
 """Read rows of tensors from the files of their pieces, and answer questions about their bytes.
 
-Plain reads, so that every filesystem will do, and no torch.
+Plain reads, so that every filesystem will do, and no torch. Files of a repository of the Hub are
+read by ranges, ahead of who needs them if these rows were announced (`PieceReader.expect_rows`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice, product
 from math import prod
@@ -17,7 +18,9 @@ from types import TracebackType
 from typing import Literal
 
 from llamaconv.checkpoint.buffers import ReusableBuffer
-from llamaconv.checkpoint.tensors import DTYPE_BYTES, Piece, TensorInfo
+from llamaconv.checkpoint.fetch_ahead import FetchAhead
+from llamaconv.checkpoint.hub_address import HubFile
+from llamaconv.checkpoint.tensors import DTYPE_BYTES, Location, Piece, TensorInfo
 from llamaconv.report.errors import FailedError
 
 # Files that one thread keeps open. A block of a matrix that is cut by columns needs several; a
@@ -38,6 +41,7 @@ class PieceReader:
     def __init__(self) -> None:
         self._mine = threading.local()
         self._of_threads: list[OrderedDict[Path, int]] = []
+        self._ahead = FetchAhead()
 
     def __enter__(self) -> PieceReader:
         return self
@@ -48,6 +52,7 @@ class PieceReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._ahead.stop()
         self.close()
 
     def close(self) -> None:
@@ -56,6 +61,26 @@ class PieceReader:
             while files:
                 with suppress(OSError):  # nothing was written, so nothing can be lost
                     os.close(files.popitem()[1])
+
+    def expect_rows(self, tensor: TensorInfo, first: int, last: int) -> None:
+        """Announce that these rows are read next, after those that were announced before.
+
+        Of files that are here, nothing is read ahead: the system does that.
+        """
+        item = DTYPE_BYTES[tensor.dtype]
+        for piece in tensor.pieces:
+            rows = piece.rows(first, last)
+            if rows and isinstance(piece.file, HubFile):
+                at = piece.offset_of(rows.start, item)
+                self._ahead.expect(piece.file, at, at + len(rows) * prod(piece.shape[1:]) * item)
+
+    def start(self) -> None:
+        """Begin to fetch what was announced."""
+        self._ahead.start()
+
+    def stop(self) -> None:
+        """Let every thread that waits for bytes of another machine end soon. Call it from any."""
+        self._ahead.stop()
 
     def read_rows(self, tensor: TensorInfo, first: int, last: int, out: memoryview) -> None:
         """Read rows of a tensor.
@@ -67,8 +92,7 @@ class PieceReader:
             out: Memory for ``(last - first) * tensor.row_bytes`` bytes.
 
         Raises:
-            FailedError: A file cannot be read, or is shorter than its header promised.
-            RefusedError: A file is on the Hub.
+            FailedError: A file cannot be read or fetched, or is shorter than its header promised.
         """
         item = DTYPE_BYTES[tensor.dtype]
         for piece in tensor.pieces:
@@ -82,11 +106,11 @@ class PieceReader:
             at = piece.offset_of(rows.start, item)
             if run == tensor.row_bytes:
                 whole = out[(rows.start - first) * run : (rows.stop - first) * run]
-                self._read(tensor, piece.local_file, at, whole)
+                self._read(tensor, piece.file, at, whole)
                 continue
             # The piece is narrower than the tensor: its rows are copied into place one by one.
             narrow = self._narrow(len(rows) * run)
-            self._read(tensor, piece.local_file, at, narrow)
+            self._read(tensor, piece.file, at, narrow)
             columns, length = _columns(piece, tensor)
             done = 0
             for row in rows:
@@ -115,7 +139,7 @@ class PieceReader:
         cells = out[: out.nbytes // item * item].cast(_CELLS[item])
         for at, to in runs:
             narrow = self._narrow(((length - 1) * step + 1) * item)
-            self._read(tensor, piece.local_file, piece.offset + at * item, narrow)
+            self._read(tensor, piece.file, piece.offset + at * item, narrow)
             cells[to : to + (length - 1) * into + 1 : into] = narrow.cast(_CELLS[item])[::step]
 
     def _narrow(self, n_bytes: int) -> memoryview:
@@ -125,7 +149,10 @@ class PieceReader:
         narrow: ReusableBuffer = self._mine.narrow
         return narrow.take(n_bytes)
 
-    def _read(self, tensor: TensorInfo, file: Path, offset: int, out: memoryview) -> None:
+    def _read(self, tensor: TensorInfo, file: Location, offset: int, out: memoryview) -> None:
+        if isinstance(file, HubFile):
+            self._ahead.read_into(file, offset, out)
+            return
         done = 0
         while done < len(out):
             try:
@@ -200,6 +227,18 @@ def all_zero(tensor: TensorInfo) -> bool:
     return all(block.count(0) == len(block) for block in _blocks(tensor))
 
 
+def not_zero(tensors: Sequence[TensorInfo]) -> Iterator[str]:
+    """Yield the names of those that are not `all_zero`. Small ones of the Hub come together."""
+    with PieceReader() as reader:
+        for tensor in tensors:
+            reader.expect_rows(tensor, 0, tensor.n_rows)
+        reader.start()
+        for tensor in tensors:
+            blocks = _blocks_by(reader, tensor, _BLOCK_BYTES)
+            if any(block.count(0) != len(block) for block in blocks):
+                yield tensor.name
+
+
 _ONE = {
     "float64": b"\0\0\0\0\0\0\xf0\x3f",
     "float32": b"\0\0\x80\x3f",
@@ -216,7 +255,11 @@ def all_one(tensor: TensorInfo) -> bool:
 
 def _blocks(tensor: TensorInfo, n_bytes: int | None = None) -> Iterator[bytearray]:
     with PieceReader() as reader:
-        for first, last in tensor.windows(n_bytes or _BLOCK_BYTES):
-            block = bytearray((last - first) * tensor.row_bytes)
-            reader.read_rows(tensor, first, last, memoryview(block))
-            yield block
+        yield from _blocks_by(reader, tensor, n_bytes or _BLOCK_BYTES)
+
+
+def _blocks_by(reader: PieceReader, tensor: TensorInfo, n_bytes: int) -> Iterator[bytearray]:
+    for first, last in tensor.windows(n_bytes):
+        block = bytearray((last - first) * tensor.row_bytes)
+        reader.read_rows(tensor, first, last, memoryview(block))
+        yield block

@@ -28,7 +28,7 @@ class SourceRecord:
     """Where the weights came from.
 
     Attributes:
-        path: The folder, resolved.
+        path: The folder, resolved; or the repository of the Hub at its commit.
         format: "huggingface", "meta", "dcp" or "torch_checkpointing".
         rope: The layout of its q and k rows.
         assets: The folder that config.json and the tokenizer came from, if there was one.

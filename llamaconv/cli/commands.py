@@ -153,7 +153,12 @@ def _parser() -> argparse.ArgumentParser:
     json_option(plan, _plan)
 
     convert = commands.add_parser("convert", help="convert SRC to DST and verify the result")
-    convert.add_argument("source", metavar="SRC", help=FOLDER)
+    convert.add_argument(
+        "source",
+        metavar="SRC",
+        help=f"{FOLDER}{OR_HUB}, which is fetched by ranges and not stored; a run that was cut off "
+        "fetches only what is missing",
+    )
     convert.add_argument(
         "target",
         metavar="DST",
@@ -174,7 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--workers",
         type=int,
-        help="writer threads per rank (default: one per CPU, at most 4, shared by a host's ranks)",
+        help="writer threads per rank (default: one per CPU, at most 4, shared by a host's ranks; "
+        "always one from the Hub)",
     )
     convert.add_argument("--overwrite", action="store_true", help="replace a checkpoint at DST")
     convert.add_argument("--no-verify", action="store_true", help="skip the checks after writing")
@@ -184,7 +190,9 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser(
         "verify", help="check DST against the SRC it was converted from, or against its own receipt"
     )
-    verify.add_argument("source", metavar="SRC", nargs="?", help=FOLDER)
+    verify.add_argument(
+        "source", metavar="SRC", nargs="?", help=f"{FOLDER}{OR_HUB}, which is fetched again"
+    )
     verify.add_argument("target", metavar="DST", help="the folder to check")
     verify.add_argument(
         "--run",
@@ -293,10 +301,9 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _convert_on(ranks: Ranks, options: argparse.Namespace) -> None:
-    source = local(path_or_address(options.source))
     target = new_folder(options.target)
     if options.every_step:
-        _convert_steps(ranks, options, source, target)
+        _convert_steps(ranks, options, local(path_or_address(options.source)), target)
         return
     plan = _open_plan(options)
     if ranks.first:

@@ -40,7 +40,7 @@ def agree(plan: Plan, request: dict[str, Any], ranks: Ranks) -> None:
     """
     if ranks.size == 1:
         return
-    files = {file.name: _known(file) for file in plan.source.local_files}
+    files = _repository_files(plan) or {file.name: _known(file) for file in plan.source.local_files}
     first, *others = ranks.all_gather(_view(plan, request, files))
     problems = []
     for topic, known in first.items():
@@ -59,7 +59,9 @@ def fingerprint(plan: Plan) -> str:
 
     Runs with equal fingerprints write the same bytes, so one can resume the other.
     """
-    states = {str(file.resolve()): state for file, state in plan.source.seen.items()}
+    states: dict[str, Any] = _repository_files(plan) or {
+        str(file.resolve()): state for file, state in plan.source.seen.items()
+    }
     view = _view(plan, {"torch": version("torch")}, states)
     return xxhash.xxh3_128_hexdigest(json.dumps(view, sort_keys=True).encode())
 
@@ -97,6 +99,18 @@ def _place(value: StoredValue | MadeValue) -> list[Any]:
     if isinstance(value, MadeValue):
         return [value.value]
     return [value.file.name, value.offset, value.length]
+
+
+def _repository_files(plan: Plan) -> dict[str, Any]:
+    """Return the digests of a repository's files of weights; {} if the files are here.
+
+    A later commit may have the same weights. What lacks a digest is known by its commit.
+    """
+    repository = plan.source.repository
+    if repository is None:
+        return {}
+    commit = ("commit", repository.path.commit)
+    return {name: repository.digests.get(name, commit) for name in plan.source.file_bytes}
 
 
 def _known(file: Path) -> str:

@@ -13,6 +13,9 @@ path while a target is replaced may get files of both: ``llamaconv verify`` repo
 ``dcp.load`` does not.
 
 Each of several ranks writes some of the files, and rank 0 puts the target in place.
+
+A repository of the Hub is read by ranges, ahead of the writer, and never stored. An interrupted
+conversion fetches what is missing.
 """
 
 from __future__ import annotations
@@ -135,7 +138,7 @@ def convert_checkpoint(
         overwrite: Replace a checkpoint at ``target``. A folder with anything else is refused.
         verified: Check the target before it gets its name.
         workers: Writer threads of this rank, from 1 to 64. By default one per CPU, at most 4, which
-            the ranks of a host share.
+            the ranks of a host share. From the Hub, always one.
         as_step_0: ``target`` is a dump folder of TorchTitan: write ``checkpoint/step-0`` in it.
         training_files: Where to write ``train.sh``, and the module it may need, for a DCP. By
             default NAME-train next to ``target``; files there that were edited are kept.
@@ -150,16 +153,19 @@ def convert_checkpoint(
     Raises:
         RefusedError: The plan has errors, the target must not or cannot be written, or the ranks do
             not agree. Nothing was written.
-        FailedError: The machine, a check or another rank failed. A target that existed before is
+        FailedError: The machine, the Hub, a check or another rank failed. A target that existed before is
             unchanged.
     """
     plan.raise_for_errors()
     target, dump = _resolve_target(plan, Path(target), as_step_0)
     workers = _resolve_workers(workers, ranks)
+    if plan.source.repository is not None:
+        _check_ranges(plan)
+        workers = 1  # one writer is faster than a network, and takes what it fetches in order
     agree(plan, {"checks": verified, "as-step-0": as_step_0}, ranks)
     identity = fingerprint(plan)
     if ranks.first:
-        check_target(target, plan.source.local_path, plan.bytes_to_write, overwrite, identity)
+        check_target(target, plan.source.path, plan.bytes_to_write, overwrite, identity)
     if changed := plan.source.changed():
         raise RefusedError(changed)
     progress = ranks.counted(progress)
@@ -170,7 +176,7 @@ def convert_checkpoint(
         seconds = time.perf_counter() - began
         if changed := plan.source.changed():
             raise UnusableError(changed)
-        verification = _verify(plan, folder, progress, ranks) if verified else None
+        verification = _verify(plan, folder, digests, progress, ranks) if verified else None
         record = make_receipt(plan, digests, verification)
         if ranks.first:
             write_receipt(folder, record)
@@ -215,8 +221,25 @@ def _resolve_workers(workers: int | None, ranks: Ranks) -> int:
     return workers
 
 
-def _verify(plan: Plan, folder: Path, progress: Progress, ranks: Ranks) -> Verification:
-    verification = verify.verify_plan(plan, folder, progress, ranks)
+def _check_ranges(plan: Plan) -> None:
+    """Refuse a repository whose host sends nothing but whole files."""
+    repository = plan.source.repository
+    if repository is not None and not repository.has_ranges:
+        raise RefusedError(
+            f"{repository.path}: the host answers with whole files, not with the ranges that are "
+            "needed, perhaps by way of a proxy. Download the repository and convert the folder: "
+            f"{repository.path.download}"
+        )
+
+
+def _verify(
+    plan: Plan, folder: Path, digests: dict[str, list[str]], progress: Progress, ranks: Ranks
+) -> Verification:
+    if plan.source.repository is None:
+        verification = verify.verify_plan(plan, folder, progress, ranks)
+    else:
+        written = make_receipt(plan, digests, None)
+        verification = verify.verify_fetched(plan, folder, written, progress, ranks)
     if not verification.ok:
         raise UnusableError(verification.problems)
     return verification

@@ -18,11 +18,12 @@ from llamaconv.checkpoint.buffers import scratch
 from llamaconv.checkpoint.reader import PieceReader
 from llamaconv.checkpoint.tensors import DTYPE_BYTES, TensorInfo
 from llamaconv.checkpoint.torch_rows import one_thread
+from llamaconv.convert.output import Written
 from llamaconv.convert.target_files import write_target
 from llamaconv.model import rope
 from llamaconv.plan.plan import Move, Plan
 from llamaconv.ranks import ALONE, Ranks
-from llamaconv.report.errors import Problem, UnusableError
+from llamaconv.report.errors import FailedError, Problem, UnusableError
 from llamaconv.report.progress import Progress, no_progress
 
 # A block stays in a core's cache while it is read, hashed and written: 4 MiB took nearly twice the
@@ -54,6 +55,12 @@ class Engine:
         self.was_refused = False
         self._lock = threading.Lock()
         self.reader = PieceReader()
+        # A tied head is its embedding: from another machine, that is fetched once, and then read
+        # from where it was written.
+        counts = Counter(move.source for move in plan.written if plan.source.repository)
+        self._repeated = {name for name, count in counts.items() if count > 1}
+        self._expected: set[tuple[str, int, int]] = set()
+        self._written: dict[tuple[str, int, int], Written] = {}
 
     def write(self, folder: Path, workers: int) -> dict[str, list[str]]:
         """Write this rank's share of the target.
@@ -100,8 +107,10 @@ class Engine:
         """
         move = self.moves[name]
         source = self.plan.source.tensors[move.source]
-        unit = move.shape[0] // move.heads if move.heads else 1
-        windows = list(source.windows(_BLOCK_BYTES, unit, first, last))
+        if written := self._already(move.source, first, last):
+            yield from _read_again(written, first, last)
+            return
+        windows = self._windows(name, first, last)
         longest = max((end - begin for begin, end in windows), default=0)
         buffer = scratch(longest * source.row_bytes)
         made = None
@@ -120,6 +129,58 @@ class Engine:
             with self._lock:
                 self.bytes_read += len(block)
             yield out
+
+    def _windows(self, name: str, first: int, last: int) -> list[tuple[int, int]]:
+        """Return the source rows of each block; whole heads if rows are reordered."""
+        move = self.moves[name]
+        unit = move.shape[0] // move.heads if move.heads else 1
+        source = self.plan.source.tensors[move.source]
+        return list(source.windows(_BLOCK_BYTES, unit, first, last))
+
+    def expect(self, name: str, first: int, last: int, kept: int) -> None:
+        """Prepare for rows ``first`` to ``last`` of a file, of which ``kept`` are already there."""
+        if self.plan.source.repository is None:
+            return  # the system reads files ahead
+        move = self.moves[name]
+        if move.source in self._repeated:
+            if (move.source, first, last) in self._expected:
+                return
+            self._expected.add((move.source, first, last))
+        source = self.plan.source.tensors[move.source]
+        for begin, end in self._windows(name, first + kept, last):
+            self.reader.expect_rows(source, begin, end)
+
+    def is_needed_again(self, name: str) -> bool:
+        """Return whether another tensor has the same source, which is on another machine."""
+        return self.moves[name].source in self._repeated
+
+    def wrote(self, written: Written) -> None:
+        """Note rows that can be read from the target now.
+
+        Raises:
+            UnusableError: The rows were written before, and read back as others.
+        """
+        move = self.moves[written.name]
+        before = self._written.setdefault((move.source, written.first, written.last), written)
+        if before.digest != written.digest:
+            raise UnusableError(
+                f"{before.path}: {before.name} does not read back as it was written. Check the disk"
+            )
+
+    def _already(self, source: str, first: int, last: int) -> Written | None:
+        """Return where rows of a source tensor are in the target; they are never reordered."""
+        if source not in self._repeated:
+            return None
+        there = (one for (name, *_), one in self._written.items() if name == source)
+        return next((one for one in there if one.first <= first and last <= one.last), None)
+
+    def start(self) -> None:
+        """Begin to fetch what is expected, if the source is on another machine."""
+        self.reader.start()
+
+    def stop(self) -> None:
+        """Let every thread that waits for the source end soon."""
+        self.reader.stop()
 
     def _transform(
         self, move: Move, source: TensorInfo, block: memoryview, made: memoryview
@@ -159,6 +220,20 @@ class Engine:
     def note_refusal(self) -> None:
         """Note that the filesystem refused to be written around the page cache."""
         self.was_refused = True
+
+
+def _read_again(written: Written, first: int, last: int) -> Iterator[memoryview]:
+    """Yield rows that are in the target, block by block, as `Engine.blocks` does."""
+    with written.path.open("rb", buffering=0) as file:
+        file.seek(written.offset + (first - written.first) * written.row_bytes)
+        left = (last - first) * written.row_bytes
+        buffer = scratch(min(_BLOCK_BYTES, left))
+        while left:
+            got = file.readinto(buffer[:left])
+            if not got:
+                raise FailedError(f"{written.path}: ends early; something else has changed it")
+            left -= got
+            yield buffer[:got]
 
 
 def target_rows(plan: Plan, name: str, first: int, last: int) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from llamaconv.checkpoint.fused import strips
 from llamaconv.checkpoint.tensors import TensorInfo
-from llamaconv.convert.output import Blocks
+from llamaconv.convert.output import Blocks, Written
 from llamaconv.model.names import FUSED, whole
 from llamaconv.plan.plan import Move, Plan
 
@@ -78,12 +78,29 @@ class JoinedBlocks:
 
     def blocks(self, name: str, first: int, last: int) -> Iterator[memoryview]:  # noqa: ARG002
         """Yield rows ``first`` to ``last`` (excluded) of all runs, in order."""
+        for part, begin, end in self._parts(first, last):
+            yield from self._blocks.blocks(part, begin, end)
+
+    def _parts(self, first: int, last: int) -> Iterator[Run]:
+        """Yield the runs that rows ``first`` to ``last`` consist of."""
         at = 0
         for part, top, bottom in self._runs:
             begin, end = max(first - at, 0), min(last - at, bottom - top)
             if begin < end:
-                yield from self._blocks.blocks(part, top + begin, top + end)
+                yield part, top + begin, top + end
             at += bottom - top
+
+    def expect(self, name: str, first: int, last: int, kept: int) -> None:  # noqa: ARG002
+        """Prepare for rows ``first`` to ``last``, of which ``kept`` are already there."""
+        for part, begin, end in self._parts(first + kept, last):
+            self._blocks.expect(part, begin, end, 0)
+
+    def is_needed_again(self, name: str) -> bool:  # noqa: ARG002
+        """Return False: rows of several tensors are of no use for another."""
+        return False
+
+    def wrote(self, written: Written) -> None:
+        """Note nothing."""
 
     def is_valid(self, name: str) -> bool:  # noqa: ARG002
         """Return whether no value of any of the tensors has overflowed so far."""

@@ -74,11 +74,11 @@ def source_record(plan: Plan) -> SourceRecord:
     """Return what the receipt of this conversion says about its source."""
     _, layout = plan.ready()
     return SourceRecord(
-        path=str(plan.source.local_path.resolve()),
+        path=plan.source.resolved_path,
         format=plan.source.format,
         rope=layout,
         assets=str(plan.assets.resolve()) if plan.assets else None,
-        files={file.name: file.stat().st_size for file in plan.source.local_files},
+        files={**plan.source.file_bytes},
     )
 
 

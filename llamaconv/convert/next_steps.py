@@ -41,13 +41,15 @@ def next_steps(plan: Plan, target: Path, dump: Path | None) -> Advice:
     params, _ = plan.ready()
     if plan.target.format == "dcp":
         source = plan.source.folder if plan.source_trains else None
+        # From the Hub, the small files are in the target.
+        assets = target if plan.source.repository and not plan.assets else plan.assets
         advice = advise(
             params,
             plan.target.generation,
             plan.target.layout,
             target,
             dump,
-            assets=plan.assets,
+            assets=assets,
             huggingface=source if isinstance(source, Path) else None,
             resumed=_resumed(plan, target, dump) if plan.target.with_optimizer else None,
             biases=plan.biases,

@@ -27,6 +27,19 @@ _JOURNAL_BYTES = 8 << 20
 _READ_BYTES = 1 << 20
 
 
+@dataclass(frozen=True)
+class Written:
+    """Whole rows of a tensor in a file of the target, from byte ``offset`` on."""
+
+    name: str
+    first: int
+    last: int
+    row_bytes: int
+    path: Path
+    offset: int
+    digest: str
+
+
 class Blocks(Protocol):
     """Where the bytes of the target come from."""
 
@@ -36,12 +49,31 @@ class Blocks(Protocol):
         A block is valid until the next is asked for, which reuses its memory.
         """
 
+    def expect(self, name: str, first: int, last: int, kept: int) -> None:
+        """Prepare for rows ``first`` to ``last`` of a file, of which ``kept`` are already there.
+
+        `blocks` is called for the others, after those that were expected before.
+        """
+
+    def is_needed_again(self, name: str) -> bool:  # noqa: ARG002
+        """Return whether `wrote` is to be told where the rows of a tensor are."""
+        return False
+
+    def wrote(self, written: Written) -> None:
+        """Note rows that can be read from the target now."""
+
     def is_valid(self, name: str) -> bool:
         """Return whether no value of ``name`` has overflowed so far."""
 
 
 class CountedBlocks(Blocks, Protocol):
-    """`Blocks`, and what is told about the files that they went to."""
+    """`Blocks` of a whole target, and what is told about the files that they went to."""
+
+    def start(self) -> None:
+        """Begin to fetch what is expected, if it is on another machine."""
+
+    def stop(self) -> None:
+        """Let every thread that waits for bytes of another machine end soon."""
 
     def count(self, n_written: int, n_reused: int = 0) -> None:
         """Add bytes of tensors that were written, and bytes that were already in their file."""
@@ -85,6 +117,10 @@ class Payload:
     def is_valid(self) -> bool:
         """Whether no value of the tensor has overflowed so far."""
         return self.blocks.is_valid(self.name)
+
+    def expect(self, row: int) -> None:
+        """Prepare for `read` from row ``row`` on."""
+        self.blocks.expect(self.name, self.first, self.last, row)
 
     def read(self, row: int) -> Iterator[memoryview]:
         """Yield the bytes from row ``row`` of the payload to its end; see `Blocks.blocks`."""
@@ -192,6 +228,7 @@ class Output:
 
     def stream(self, payload: Payload) -> tuple[int, str]:
         """Write what is missing of a payload; return its bytes and their xxh3-128 digest."""
+        begin = self.tell()
         rows, digest = self._reuse(payload)
         n_bytes = rows * payload.bytes_per_row
         for block in payload.read(rows):
@@ -208,6 +245,11 @@ class Output:
                 self._since = 0
         self._note(payload, n_bytes, digest)
         self._number += 1
+        if payload.columns is None and payload.blocks.is_needed_again(payload.name):
+            if self._direct is not None:
+                self._direct.flush()
+            which = (payload.name, payload.first, payload.last, payload.row_bytes)
+            payload.blocks.wrote(Written(*which, self.path, begin, digest.hexdigest()))
         return n_bytes, digest.hexdigest()
 
     def _note(self, payload: Payload, n_bytes: int, digest: xxhash.xxh3_128) -> None:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from llamaconv.checkpoint.buffers import scratch
+from llamaconv.checkpoint.digests import difference, hasher
+from llamaconv.checkpoint.fetch_ahead import RANGE_BYTES
+from llamaconv.checkpoint.folder import RemoteFolder
+from llamaconv.checkpoint.hub_address import HubFile
 from llamaconv.checkpoint.receipt import NAME, Receipt
+from llamaconv.checkpoint.tensors import Location
 from llamaconv.checkpoint.untrusted.files import open_file
+from llamaconv.report.errors import FailedError
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -20,11 +29,53 @@ def copy_file(source: Path, target: Path) -> None:
         os.fsync(written.fileno())
 
 
-def copy_small_files(folder: Path, files: Mapping[str, Path]) -> None:
-    """Copy ``files`` to their paths in ``folder``. Raises ``OSError``."""
-    for name, source in files.items():
+def fetch_file(source: HubFile, repository: RemoteFolder, target: Path) -> None:
+    """Fetch a file of a repository to a new file and fsync it, if it has the digest listed.
+
+    Raises:
+        FailedError: It cannot be fetched, or has other bytes.
+        OSError: The disk failed.
+    """
+    n_bytes = repository.files[source.name]
+    digest = repository.digests.get(source.name)
+    found = hasher(digest, n_bytes) if digest else None
+    buffer, stop = scratch(min(n_bytes, RANGE_BYTES)), threading.Event()
+    assert source.ranges is not None
+    with target.open("xb") as written:
+        for first in range(0, n_bytes, RANGE_BYTES):
+            block = buffer[: n_bytes - first]
+            source.ranges.read_into(source.name, first, block, stop)
+            written.write(block)
+            if found:
+                found.update(block)
+        written.flush()
+        os.fsync(written.fileno())
+    why = difference(digest, found.hexdigest(), repository.path) if digest and found else ""
+    if why:
+        raise FailedError(f"{source}: {why}. Run the same command again")
+
+
+def copy_small_files(
+    folder: Path, files: Mapping[str, Location], repository: RemoteFolder | None = None
+) -> None:
+    """Copy ``files`` to their paths in ``folder``; those of ``repository`` are fetched together.
+
+    Raises:
+        FailedError: A file cannot be fetched.
+        OSError: The disk failed.
+    """
+    for name in files:
         (folder / name).parent.mkdir(exist_ok=True)
-        copy_file(source, folder / name)
+    with ThreadPoolExecutor(8) as pool:
+        jobs = []
+        for name, source in files.items():
+            if isinstance(source, Path):
+                copy_file(source, folder / name)
+            else:
+                assert repository is not None
+                jobs.append(pool.submit(fetch_file, source, repository, folder / name))
+        for job in jobs:
+            job.result()
 
 
 def write_text(target: Path, text: str) -> None:

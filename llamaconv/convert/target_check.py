@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from llamaconv.checkpoint.tensors import Location
 from llamaconv.convert import journal
 from llamaconv.plan.small_files import is_small_file
 from llamaconv.report.errors import RefusedError, first_few
@@ -17,13 +18,13 @@ _OURS = {_RECEIPT, _METADATA, "config.json", "params.json", "model.safetensors.i
 
 
 def check_target(
-    target: Path, source: Path, needed_bytes: int, overwrite: bool, fingerprint: str
+    target: Path, source: Location, needed_bytes: int, overwrite: bool, fingerprint: str
 ) -> None:
     """Check the target of a conversion.
 
     Args:
         target: The folder to write.
-        source: The source, which must not contain it, nor be inside it.
+        source: The source; a local one must not contain it, nor be inside it.
         needed_bytes: Bytes to write.
         overwrite: Whether a checkpoint at ``target`` may be replaced.
         fingerprint: That of the conversion: what an earlier run of it left needs no more space.
@@ -31,11 +32,8 @@ def check_target(
     Raises:
         RefusedError: It must not or cannot be written.
     """
-    here, there = target.resolve(), source.resolve()
-    if here == there or here in there.parents or there in here.parents:
-        raise RefusedError(
-            f"{target}: the target must not be inside the source, nor the source inside the target"
-        )
+    if isinstance(source, Path):
+        _check_apart(target, source)
     check_existing(target, overwrite)
     for above in target.absolute().parents:
         if above.exists() and not above.is_dir():
@@ -49,6 +47,14 @@ def check_target(
         raise RefusedError(
             f"{parent}: {needed_bytes:,} bytes must be written, {free:,} are free. "
             "Free some space or choose another target"
+        )
+
+
+def _check_apart(target: Path, source: Path) -> None:
+    here, there = target.resolve(), source.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise RefusedError(
+            f"{target}: the target must not be inside the source, nor the source inside the target"
         )
 
 

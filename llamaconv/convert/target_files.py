@@ -42,7 +42,7 @@ def write_target(
         OSError: The disk failed; and whatever ``blocks`` raises.
     """
     if ranks.first:
-        copy_small_files(folder, plan.small_files)
+        copy_small_files(folder, plan.small_files, plan.source.repository)
     tensors = [TensorInfo(move.target_name, move.dtype, move.shape) for move in plan.stored]
     return WRITERS[plan.target.format](folder, plan, tensors, (blocks, workers, ranks))
 

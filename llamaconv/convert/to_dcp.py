@@ -197,15 +197,14 @@ class _StreamWriter(FileSystemWriter):
     def write_items(self, items: list[WriteItem]) -> list[WriteResult]:
         """Write this rank's share of the files; return the results of all ranks."""
         by_file = list(_files(item for item in items if item.tensor_data))
-        sizes = [sum(map(_nbytes, group)) for group in by_file]
         if values := [item for item in items if not item.tensor_data]:
             by_file.append(values)
-            sizes.append(sum(copy.source.length for copy in self.values.values()))
-        files = [
+        files = []
+        for number, group in enumerate(by_file):
+            payloads = [self._payload(item) for item in group]
+            write = partial(self._write_file, group, payloads)
             # Named as torch names the files of its first rank.
-            File(f"__0_{number}.distcp", n_bytes, partial(self._write_file, group))
-            for number, (n_bytes, group) in enumerate(zip(sizes, by_file, strict=True))
-        ]
+            files.append(File(f"__0_{number}.distcp", payloads, write))
         results = []
         found = write_files(self.folder, files, self.blocks, self.workers, self.ranks)
         for file, group, entries in zip(files, by_file, found, strict=True):
@@ -215,34 +214,28 @@ class _StreamWriter(FileSystemWriter):
                 results.append(WriteResult(item.index, length, place))
         return results
 
-    def _write_file(self, items: list[WriteItem], output: Output) -> list[tuple[int, int, str]]:
+    def _write_file(
+        self, items: list[WriteItem], payloads: list[Payload], output: Output
+    ) -> list[tuple[int, int, str]]:
         """Write the entries of a file; return the offset, length in bytes and digest of each."""
-        return [self._write_entry(item, output) for item in items]
+        pairs = zip(items, payloads, strict=True)
+        return [_write_entry(item, payload, output) for item, payload in pairs]
 
-    def _write_entry(self, item: WriteItem, output: Output) -> tuple[int, int, str]:
-        begin = output.tell()
+    def _payload(self, item: WriteItem) -> Payload:
         name = item.index.fqn
         if not item.tensor_data:
             value = self.values[name].source
-            copied = Payload(ValueBlocks(value), name, 0, value.length, 1)
-            return (begin, *output.stream(copied))
+            return Payload(ValueBlocks(value), name, 0, value.length, 1)
         assert item.index.offset is not None
         offsets, sizes = item.index.offset, item.tensor_data.chunk.sizes
         dtype = item.tensor_data.properties.dtype
-        tensor = without_data({name: (tuple(sizes), dtype)})[name]
         if name in self.joined:
-            parts = self.joined[name].chunk(offsets, sizes)
-            row_bytes = sizes[-1] * dtype.itemsize
-            payload = Payload(
-                JoinedBlocks(self.blocks, parts), name, 0, sizes[:-1].numel(), row_bytes
-            )
-        else:
-            # A scalar is one row.
-            first, n_rows = (offsets[0], sizes[0]) if sizes else (0, 1)
-            row_bytes = sizes[1:].numel() * dtype.itemsize
-            payload = Payload(self.blocks, name, first, first + n_rows, row_bytes)
-        (digest,) = save_streamed(tensor, output, [payload])
-        return begin, output.tell() - begin, digest
+            blocks = JoinedBlocks(self.blocks, self.joined[name].chunk(offsets, sizes))
+            return Payload(blocks, name, 0, sizes[:-1].numel(), sizes[-1] * dtype.itemsize)
+        # A scalar is one row.
+        first, n_rows = (offsets[0], sizes[0]) if sizes else (0, 1)
+        row_bytes = sizes[1:].numel() * dtype.itemsize
+        return Payload(self.blocks, name, first, first + n_rows, row_bytes)
 
     def digests(self) -> dict[str, list[str]]:
         by_name: dict[str, list[str]] = {}
@@ -253,6 +246,16 @@ class _StreamWriter(FileSystemWriter):
 
 def _offsets(index: MetadataIndex) -> Offsets | None:
     return None if index.offset is None else tuple(index.offset)
+
+
+def _write_entry(item: WriteItem, payload: Payload, output: Output) -> tuple[int, int, str]:
+    begin, name = output.tell(), item.index.fqn
+    if not item.tensor_data:
+        return (begin, *output.stream(payload))
+    shape = tuple(item.tensor_data.chunk.sizes)
+    tensor = without_data({name: (shape, item.tensor_data.properties.dtype)})[name]
+    (digest,) = save_streamed(tensor, output, [payload])
+    return begin, output.tell() - begin, digest
 
 
 def _files(items: Iterable[WriteItem]) -> Iterator[list[WriteItem]]:

@@ -54,10 +54,10 @@ def write_huggingface(
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     if len(shards) == 1:
         names = [SINGLE]
-    files = [
-        File(name, sum(tensor.nbytes for tensor in shard), partial(_write_shard, shard, blocks))
-        for name, shard in zip(names, shards, strict=True)
-    ]
+    files = []
+    for name, shard in zip(names, shards, strict=True):
+        payloads = [Payload(blocks, t.name, 0, t.n_rows, t.row_bytes) for t in shard]
+        files.append(File(name, payloads, partial(_write_shard, shard, payloads)))
     digests: dict[str, list[str]] = {}
     for found in write_files(folder, files, blocks, workers, ranks):
         digests |= found
@@ -84,7 +84,7 @@ def _shards(tensors: Sequence[TensorInfo], most: int) -> Iterator[list[TensorInf
 
 
 def _write_shard(
-    shard: list[TensorInfo], blocks: CountedBlocks, output: Output
+    shard: list[TensorInfo], payloads: list[Payload], output: Output
 ) -> dict[str, list[str]]:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -99,7 +99,6 @@ def _write_shard(
     # Readers map the file: the data begins at a multiple of 8, as the library pads it.
     text += b" " * (-len(text) % 8)
     output.write(len(text).to_bytes(8, "little") + text)
-    payloads = (Payload(blocks, t.name, 0, t.n_rows, t.row_bytes) for t in shard)
     return {
         tensor.name: [output.stream(payload)[1]]
         for tensor, payload in zip(shard, payloads, strict=True)

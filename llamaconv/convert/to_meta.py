@@ -8,7 +8,7 @@ that is cut by columns is read once per file.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -49,15 +49,19 @@ def write_meta(
     Raises:
         OSError: The disk failed; and what ``blocks`` raises.
     """
-    nbytes = sum(tensor.nbytes for tensor in tensors) // n_files
-    files = [
-        File(
-            f"consolidated.{number:02d}.pth",
-            nbytes,
-            partial(_write_file, tensors, number, n_files, blocks),
-        )
-        for number in range(n_files)
-    ]
+    files = []
+    for number in range(n_files):
+        parts = [_part(tensor, number, n_files) for tensor in tensors]
+        payloads = [
+            _payload(tensor, start, shape, blocks)
+            for tensor, (start, shape) in zip(tensors, parts, strict=True)
+        ]
+        state = {
+            tensor.name: (shape, getattr(torch, tensor.dtype))
+            for tensor, (_, shape) in zip(tensors, parts, strict=True)
+        }
+        write = partial(_write_file, state, payloads)
+        files.append(File(f"consolidated.{number:02d}.pth", payloads, write))
     digests = write_files(folder, files, blocks, workers, ranks)
     return {
         tensor.name: [digests[n][i] for n in range(n_files if len(tensor.shape) == 2 else 1)]
@@ -66,24 +70,11 @@ def write_meta(
 
 
 def _write_file(
-    tensors: Sequence[TensorInfo],
-    number: int,
-    n_files: int,
-    blocks: CountedBlocks,
+    state: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    payloads: Sequence[Payload],
     output: Output,
 ) -> list[str]:
-    parts = [_part(tensor, number, n_files) for tensor in tensors]
-    state = without_data(
-        {
-            tensor.name: (shape, getattr(torch, tensor.dtype))
-            for tensor, (_, shape) in zip(tensors, parts, strict=True)
-        }
-    )
-    payloads = (
-        _payload(tensor, start, shape, blocks)
-        for tensor, (start, shape) in zip(tensors, parts, strict=True)
-    )
-    return save_streamed(state, output, payloads)
+    return save_streamed(without_data(state), output, payloads)
 
 
 def _part(tensor: TensorInfo, number: int, n_files: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

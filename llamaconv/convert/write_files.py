@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamaconv.convert.output import CountedBlocks, Output
+from llamaconv.convert.journal import Journal
+from llamaconv.convert.output import CountedBlocks, Output, Payload
 from llamaconv.convert.sync import BackgroundSync
 from llamaconv.ranks import Ranks
 from llamaconv.report.errors import FailedError, UnusableError, first_few
@@ -25,13 +26,25 @@ class File:
 
     Attributes:
         name: Its name in the folder.
-        nbytes: Bytes of its tensors.
+        payloads: The rows that it holds, in order.
         write: Writes it, and returns a JSON value.
     """
 
     name: str
-    nbytes: int
+    payloads: Sequence[Payload]
     write: Callable[[Output], Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(one.n_rows * one.bytes_per_row for one in self.payloads)
+
+    def expect(self, folder: Path) -> None:
+        """Announce what has to be read for this file, less what an earlier run left of it."""
+        kept = Journal(folder, self.name).read()
+        for number, payload in enumerate(self.payloads):
+            rows = kept[number].rows if number in kept else 0
+            payload.expect(rows if rows <= payload.n_rows else 0)
 
 
 def write_files(
@@ -87,6 +100,9 @@ def _write_mine(
         sync.end(open_file)
         return written
 
+    for file in files:
+        file.expect(folder)
+    blocks.start()
     n_syncers = (workers + 1) // 2
     with ThreadPoolExecutor(workers) as writers, ThreadPoolExecutor(n_syncers) as syncers:
         jobs: list[Future[Any]] = []
@@ -99,6 +115,7 @@ def _write_mine(
                     job.result()
         except BaseException:
             stop.set()
+            blocks.stop()
             writers.shutdown(cancel_futures=True)
             syncers.shutdown()
             sync.close()

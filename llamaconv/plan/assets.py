@@ -62,6 +62,8 @@ def find_assets(source: Checkpoint, target: Target) -> Assets:
         params is None or target.assets or target.format == "huggingface" or source.format == "meta"
     ):
         config = _config(source, folder, problems)
+    elif source.repository is not None and folder is None and target.format == "huggingface":
+        config = source.config
     if config is not None and config is not source.config:
         if target.assets or params is None:
             problems += [problem for problem in config.problems if problem not in source.problems]

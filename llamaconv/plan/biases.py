@@ -11,17 +11,17 @@ refused. Meta's files have names for them, and its code none: they are written w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from llamaconv.checkpoint.checkpoint import Checkpoint, ModelConfig
-from llamaconv.checkpoint.reader import all_zero
+from llamaconv.checkpoint.reader import not_zero
 from llamaconv.checkpoint.tensors import TensorInfo
 from llamaconv.model.families import FAMILIES, LLAMA
 from llamaconv.model.names import ROLES
 from llamaconv.model.params import LlamaParams
 from llamaconv.plan.target import Target
-from llamaconv.report.errors import Problem, first_few, warning
+from llamaconv.report.errors import FailedError, Problem, first_few, warning
 
 Known = Mapping[tuple[str, int | None], TensorInfo]
 """Tensors by role name and layer."""
@@ -74,18 +74,23 @@ def _together(
     params: LlamaParams,
 ) -> None:
     """Leave the biases of one flag out if all are zero; otherwise the target needs every one."""
-    tensors = [(ROLES[role].shape(params), one) for role, its in found.items() for one in its]
-    # A bias of a wrong shape is reported as that, and one that is not here may be anything.
-    if all(one.is_here and one.shape == shape and all_zero(one) for shape, one in tensors):
-        for _, one in tensors:
-            result.left_out[one.name] = "zero, as all of its kind; the target needs none"
+    tensors = [one for its in found.values() for one in its]
+    names = tuple(one.name for one in tensors)
+    # A bias of a wrong shape is reported as that.
+    are_right = all(
+        one.shape == ROLES[role].shape(params) for role, its in found.items() for one in its
+    )
+    try:
+        are_zero = are_right and next(not_zero(tensors), None) is None
+    except FailedError as error:
+        result.problems += error.problems
+        return
+    if are_zero:
+        reason = "zero, as all of its kind; the target needs none"
+        result.left_out |= dict.fromkeys(names, reason)
         return
     lacking = [_of(role) for role in roles if len(found.get(role, ())) < params.n_layers]
-    names = tuple(one.name for _, one in tensors)
-    if lacking and not any(one.is_here for _, one in tensors):
-        result.left_out |= dict.fromkeys(names, "headers do not show whether it is zero")
-        result.problems.append(_unread(names))
-    elif lacking:
+    if lacking:
         result.problems.append(
             Problem(
                 f"{source.path}: has {len(names)} biases ({first_few(names, 2)}), and {', '.join(lacking)} "
@@ -104,38 +109,27 @@ def _without_place(
     params: LlamaParams,
 ) -> None:
     """Leave out biases that are zero; report the others."""
-    unread: list[str] = []
-    not_zero: dict[str, list[str]] = {}
+    others: dict[str, list[str]] = {}
     for role, tensors in found.items():
         shape = ROLES[role].shape(params)
-        away = [tensor.name for tensor in tensors if not tensor.is_here]
         # A bias of a wrong shape is reported as that.
-        read = [tensor for tensor in tensors if tensor.is_here and tensor.shape == shape]
-        if names := [tensor.name for tensor in read if not all_zero(tensor)]:
-            not_zero[_of(role)] = sorted(names, key=lambda name: (len(name), name))
-        if target.format == "meta" and (names or away):
+        read = [tensor for tensor in tensors if tensor.shape == shape]
+        try:
+            names = list(not_zero(read))
+        except FailedError as error:
+            result.problems += error.problems
+            return
+        if names:
+            others[_of(role)] = sorted(names, key=lambda name: (len(name), name))
+        if target.format == "meta" and names:
             continue  # the format has a name for each, and all of a kind stay together
-        unread += away
         for tensor in tensors:
             reason = "all zero, so nothing is lost"
-            if tensor.name in away:
-                reason = "headers do not show whether it is zero"
-            elif tensor.name in names:
+            if tensor.name in names:
                 reason = "not zero"
             result.left_out[tensor.name] = f"{target.naming} has no biases; {reason}"
-    if not_zero:
-        result.problems.append(_not_zero(source, not_zero, target))
-    if unread:
-        result.problems.append(_unread(unread))
-
-
-def _unread(names: Sequence[str]) -> Problem:
-    message = (
-        f"{len(names)} biases ({first_few(names, 3)}): the target cannot have these, and headers "
-        "alone do not show whether they are zero. If one is not, the conversion will be refused: "
-        "download the weights to find out"
-    )
-    return warning(message, names)
+    if others:
+        result.problems.append(_not_zero(source, others, target))
 
 
 _WAYS = "--generation titan-0.3 and --to hf keep them"

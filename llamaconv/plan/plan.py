@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llamaconv.checkpoint.checkpoint import Checkpoint, ModelConfig
-from llamaconv.checkpoint.tensors import DTYPE_BYTES
+from llamaconv.checkpoint.tensors import DTYPE_BYTES, Location
 from llamaconv.checkpoint.trainer_state import MadeValue, StoredValue
 from llamaconv.model.names import OPTIMIZER, Layout, Role, whole
 from llamaconv.model.params import LlamaParams
@@ -130,7 +130,7 @@ class Plan:
     config: ModelConfig | None = None
     assets: Path | None = None
     further: Mapping[str, Any] = field(default_factory=dict)
-    small_files: Mapping[str, Path] = field(default_factory=dict)
+    small_files: Mapping[str, Location] = field(default_factory=dict)
     state_moves: tuple[Move, ...] = ()
     values: tuple[ValueCopy, ...] = ()
 

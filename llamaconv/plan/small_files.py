@@ -8,7 +8,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from llamaconv.checkpoint.checkpoint import Checkpoint
+from llamaconv.checkpoint.folder import RemoteFolder
+from llamaconv.checkpoint.huggingface import CONFIG
+from llamaconv.checkpoint.tensors import Location
 from llamaconv.checkpoint.untrusted.files import open_file, what_it_is
+from llamaconv.checkpoint.untrusted.values import is_bare_name
 from llamaconv.plan.target import Target
 from llamaconv.report.errors import Problem, first_few, warning
 
@@ -52,7 +56,7 @@ class SmallFiles:
         problems: Files that cannot be read, and a warning about those that stay behind.
     """
 
-    copied: dict[str, Path]
+    copied: dict[str, Location]
     problems: list[Problem]
 
 
@@ -62,33 +66,64 @@ def is_small_file(name: str) -> bool:
 
 
 def find_small_files(folder: Path | None, source: Checkpoint, target: Target) -> SmallFiles:
-    """Find the small files in ``folder``; a DCP gets none."""
-    found: dict[str, Path] = {}
+    """Find the small files in ``folder``, or else in the repository of the source.
+
+    A DCP gets none of a folder, because they stay where they are. From a repository it gets them,
+    and config.json, next to its weights, where training and the way back find them.
+    """
+    found: dict[str, Location] = {}
     behind: list[str] = []
-    if folder is not None:
-        places = [folder]
-        if "meta" in (source.format, target.format):
-            places.append(folder / "original")
-        for place in filter(Path.is_dir, places):
-            for name, path in _entries(place):
-                if name == "original" and len(places) > 1:
-                    continue
-                if is_small_file(name.split("/")[0]):
-                    found.setdefault(name, path)
-                elif not any(fnmatchcase(name, pattern) for pattern in _REPLACED):
-                    behind.append(name)
+    has_meta = "meta" in (source.format, target.format)
+    for name, path in _candidates(folder, source.repository, has_meta):
+        if name == "original" and has_meta:
+            continue
+        if is_small_file(name.split("/")[0]):
+            found.setdefault(name, path)
+        elif not any(fnmatchcase(name, pattern) for pattern in _REPLACED):
+            behind.append(name)
     if target.format == "dcp":
-        return SmallFiles({}, [])
-    problems = list(_unreadable(found.values()))
+        if folder is not None or source.repository is None:
+            return SmallFiles({}, [])
+        config = {name: source.repository.path / name for name in [CONFIG] if source.config}
+        return SmallFiles({**config, **found}, [])
+    problems = list(_unreadable(path for path in found.values() if isinstance(path, Path)))
     if behind and target.format != source.format:
         problems.append(
             warning(
-                f"{folder}: {len(behind)} files and folders do not come along: {first_few(behind)}"
+                f"{folder or source.path}: {len(behind)} files and folders do not come along: {first_few(behind)}"
             )
         )
     if target.format == "huggingface" and source.repository is None:
         problems += _without_tokenizer(folder, source, found)
     return SmallFiles(found, problems)
+
+
+def _candidates(
+    folder: Path | None, repository: RemoteFolder | None, has_meta: bool
+) -> Iterator[tuple[str, Location]]:
+    if folder is not None:
+        for place in filter(Path.is_dir, [folder, folder / "original"][: 1 + has_meta]):
+            yield from _entries(place)
+    elif repository is not None:
+        for prefix in ["", "original/"][: 1 + has_meta]:
+            yield from _entries_of(repository, prefix)
+
+
+def _entries_of(repository: RemoteFolder, prefix: str) -> Iterator[tuple[str, Location]]:
+    """Yield what `_entries` yields for a folder of a repository whose path is ``prefix``."""
+    folders = set()
+    for path in sorted(repository.files):
+        name = path.removeprefix(prefix)
+        if not path.startswith(prefix) or name.startswith(".") or "/." in name:
+            continue
+        top, *inner = name.split("/")
+        if not all(map(is_bare_name, (top, *inner))):
+            continue  # it would be written elsewhere
+        if not inner or (top == TEMPLATES and len(inner) == 1):
+            yield name, repository.path / path
+        elif top != TEMPLATES and top not in folders:
+            folders.add(top)
+            yield top, repository.path / top
 
 
 def names_in(folder: Path | None) -> list[str]:
@@ -130,7 +165,7 @@ def _unreadable(paths: Iterable[Path]) -> Iterator[Problem]:
 
 
 def _without_tokenizer(
-    folder: Path | None, source: Checkpoint, found: dict[str, Path]
+    folder: Path | None, source: Checkpoint, found: dict[str, Location]
 ) -> Iterator[Problem]:
     if folder is None:
         yield warning(

@@ -13,7 +13,7 @@ from llamaconv.checkpoint.reader import same_bytes
 from llamaconv.checkpoint.tensors import TensorInfo
 from llamaconv.model.params import LlamaParams
 from llamaconv.plan.target import Target
-from llamaconv.report.errors import Problem, warning
+from llamaconv.report.errors import Problem
 
 EMBEDDING, HEAD = "tok_embeddings", "output"
 
@@ -67,10 +67,10 @@ def resolve_head(
         result.replaced[EMBEDDING] = "--tie head: replaced by the head"
     elif was_tied and tie == "auto" and not (embedding.is_here and head.is_here):
         result.problems.append(
-            warning(
+            Problem(
                 f"the parameters tie the head to the embedding, but {head.name} is stored too. "
-                "Headers alone do not show whether it equals the embedding: download the weights, "
-                "or choose --tie embedding, --tie head or --tie untie",
+                "Headers alone do not show whether it equals the embedding. Choose: --tie embedding "
+                "(as transformers computes), --tie head, or --tie untie to keep both",
                 (head.name, embedding.name),
             )
         )

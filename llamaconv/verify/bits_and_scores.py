@@ -326,6 +326,11 @@ def not_finite(tensors: Sequence[TensorResult]) -> str:
         for one in tensors
         if one.n_nan or one.n_infinite
     ]
+    return too_odd(odd)
+
+
+def too_odd(odd: Sequence[OddValues]) -> str:
+    """Return why no model computes with these values; empty if there are none."""
     if not odd:
         return ""
     return (

@@ -3,6 +3,9 @@
 Files are read by safetensors or ``torch.load``, distributed checkpoints by ``dcp.load``. Of
 torch_checkpointing, the parts are read by these two, and placed by ``torch.chunk``.
 
+A repository of the Hub is fetched by our own code, which no other replaces; where a tensor is in
+its file is read from the header here, apart from what opened it.
+
 The concession: two cases use our own `PieceReader`, at the offsets that the headers name.
 ``dcp.load`` reads whole entries, so tensors above 2 MiB are read in windows instead. And
 safetensors and ``torch.load`` map files, which some filesystems cannot do. The results say so.
@@ -10,6 +13,7 @@ safetensors and ``torch.load`` map files, which some filesystems cannot do. The 
 
 from __future__ import annotations
 
+import json
 import mmap
 import pickle
 import threading
@@ -31,6 +35,8 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from llamaconv.checkpoint.checkpoint import Checkpoint, Format
 from llamaconv.checkpoint.dcp import open_dcp
+from llamaconv.checkpoint.fetch_ahead import FetchAhead
+from llamaconv.checkpoint.hub_address import HubFile
 from llamaconv.checkpoint.reader import PieceReader
 from llamaconv.checkpoint.tensors import Piece, TensorInfo
 from llamaconv.checkpoint.torch_rows import TensorBuffer, read_rows
@@ -467,6 +473,50 @@ class PlainReader(IndependentReader):
         return self._plain_rows(name, first, last)
 
 
+class RepositoryReader(IndependentReader):
+    """Rows of the safetensors of a repository, fetched by ranges at the offsets of its headers."""
+
+    reader = "the Hub"
+    maps_files = False
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self._ahead = FetchAhead()
+        self._headers: dict[str, Any] = {}
+
+    def _prefetch(self, names: Sequence[str]) -> None:
+        for name in names:
+            if (place := self._place(name)) is not None:
+                self._ahead.expect(*place)
+        self._ahead.start()
+
+    def _place(self, name: str) -> tuple[HubFile, int, int] | None:
+        """Return the file of a tensor, and its first and last byte; None if that is not so simple."""
+        tensor = self.checkpoint.tensors[name]
+        file = tensor.pieces[0].file
+        assert isinstance(file, HubFile) and self.checkpoint.repository is not None
+        if len(tensor.pieces) > 1 or tensor.stored:
+            return None
+        start = self.checkpoint.repository.start_of(file.name)
+        if file.name not in self._headers:
+            self._headers[file.name] = json.loads(start[8:])
+        if name not in self._headers[file.name]:
+            return None  # opened by another name, without a wrapper's
+        begin, end = self._headers[file.name][name]["data_offsets"]
+        return file, len(start) + begin, len(start) + end
+
+    def _rows(self, name: str, first: int, last: int) -> Tensor:
+        if (place := self._place(name)) is None:
+            return self._plain_rows(name, first, last)
+        file, begin, end = place
+        tensor = self.checkpoint.tensors[name]
+        row_bytes = (end - begin) // tensor.n_rows
+        rows = self.window.tensor((last - first, *tensor.shape[1:]), getattr(torch, tensor.dtype))
+        at = begin + first * row_bytes
+        self._ahead.read_into(file, at, self.window.take((last - first) * row_bytes))
+        return rows
+
+
 def _can_map(file: Path) -> bool:
     with file.open("rb") as opened:
         try:
@@ -478,6 +528,8 @@ def _can_map(file: Path) -> bool:
 
 def reader_for(checkpoint: Checkpoint) -> IndependentReader:
     """Return the reader for the format of ``checkpoint`` and the filesystem that it is on."""
+    if checkpoint.repository is not None:
+        return RepositoryReader(checkpoint)
     reader = READERS[checkpoint.format](checkpoint)
     if reader.maps_files and not all(map(_can_map, checkpoint.local_files)):
         return PlainReader(checkpoint)

@@ -94,7 +94,7 @@ def receipt_mismatches(receipt: Receipt, plan: Plan) -> list[str]:
         receipt names: the same weights may exist elsewhere in another format.
     """
     source = plan.source
-    if receipt.source.path != str(source.local_path.resolve()):
+    if receipt.source.path != source.resolved_path:
         return []
     wrong = [
         f"the source's {entry} is recorded as {told!r}; expected {value!r}"

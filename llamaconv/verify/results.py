@@ -30,6 +30,7 @@ _UNITS = {
     "loss": "nats per token",
     "digests": "tensors",
     "receipt": "entries",
+    "repository": "files",
 }
 
 
@@ -38,7 +39,8 @@ class Check:
     """One figure, and whether it is as it should be.
 
     Attributes:
-        name: structure, bits, trainer's values, rotated scores, logits, loss, digests or receipt.
+        name: structure, bits, trainer's values, rotated scores, logits, loss, digests, receipt or
+            repository.
         ok: Whether it passed.
         value: The figure; at most ``tolerance`` if all is right.
         control: The same figure for a deliberately wrong conversion, None if there is none.

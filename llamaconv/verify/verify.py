@@ -27,6 +27,7 @@ from llamaconv.checkpoint.fused import split_fused
 from llamaconv.checkpoint.hub_address import local, path_or_address
 from llamaconv.checkpoint.huggingface import CONFIG
 from llamaconv.checkpoint.open import open_checkpoint
+from llamaconv.checkpoint.receipt import Receipt
 from llamaconv.checkpoint.trainer_state import with_optimizer
 from llamaconv.plan.plan import Plan
 from llamaconv.plan.planner import make_plan
@@ -37,6 +38,7 @@ from llamaconv.report.progress import Progress, no_progress
 from llamaconv.verify.bits_and_scores import Comparison, Findings, compare_all, not_finite
 from llamaconv.verify.independent_readers import reader_for
 from llamaconv.verify.logits import MOST_BYTES, check_logits
+from llamaconv.verify.rebuilt import Rebuilt, RebuiltReader
 from llamaconv.verify.receipt_check import check_receipt, receipt_mismatches, verify_receipt
 from llamaconv.verify.results import Check, Verification, checks_from_json, checks_to_json
 from llamaconv.verify.structure import check_structure
@@ -58,18 +60,17 @@ def verify_checkpoint(
 
     Args:
         target: The folder to check.
-        source: The checkpoint that it was converted from.
+        source: The checkpoint that it was converted from. A repository of the Hub is fetched again.
         progress: Called with "verify", the bytes compared so far, and all bytes to compare.
 
     Returns:
         All checks, passed or failed.
 
     Raises:
-        RefusedError: Either cannot be opened or is on the Hub, or the receipt is missing and
-            needed.
+        RefusedError: Either cannot be opened, the target is on the Hub, or the receipt is missing
+            and needed.
     """
-    for path in (source or target, target):
-        local(path_or_address(path))
+    local(path_or_address(target))
     found = open_checkpoint(target)
     if source is None:
         return verify_receipt(found, progress)
@@ -166,6 +167,67 @@ def verify_plan(
                 logits = [Check("logits", False, float("inf"), None, detail)]
         checks += _from_first(logits, ranks)
     return Verification(tuple(checks), tuple(layers), tuple(tensors))
+
+
+def verify_fetched(
+    plan: Plan,
+    folder: Path,
+    written: Receipt,
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
+) -> Verification:
+    """Check that ``folder`` holds what ``plan`` says, without fetching its repository again.
+
+    Every file of the repository is rebuilt from the target and its digest compared with the one that
+    the repository lists (see `rebuilt`); that is as much as comparing every bit. If every file can
+    be rebuilt, the scores and logits are compared as well, with the rebuilt rows as the source's. If
+    one cannot, what is on the disk is compared with what was written, and the detail says which
+    files are not compared with the repository.
+
+    Args:
+        plan: A plan without errors, whose source is a repository.
+        folder: The target.
+        written: The receipt of what was written.
+        progress: Called with "verify", the bytes checked so far, and all bytes to check.
+        ranks: The processes that check together; rank 0 does it for all.
+    """
+    checks: list[Check] = []
+    layers: list[tuple[float, float]] = []
+    if ranks.first:
+        try:
+            checks, layers = _check_fetched(plan, folder, written, progress or no_progress)
+        except _UNREADABLE as error:
+            detail = _reason(error, plan, folder)
+            checks = [Check("repository", False, float("inf"), None, detail)]
+    return Verification(tuple(_from_first(checks, ranks)), tuple(layers))
+
+
+def _check_fetched(
+    plan: Plan, folder: Path, written: Receipt, progress: Progress
+) -> tuple[list[Check], list[tuple[float, float]]]:
+    target = _opened(plan, folder)
+    checks = [_check_structure(plan, target)]
+    if not checks[0].ok:
+        return checks, []
+    target = replace(target, params=plan.ready()[0])
+    rebuilt = Rebuilt(plan)
+    if rebuilt.files:
+        checks.append(rebuilt.check(target, progress))
+    if not rebuilt.unknown:
+        if not checks[-1].ok:
+            return checks, []
+        there, here = reader_for(target), RebuiltReader(target, plan)
+        of_heads = tuple(move for move in plan.written if move.place[0] in ("wq", "wk"))
+        comparison = Comparison(replace(plan, moves=of_heads), here, there)
+        _, layers = comparison.merge([comparison.run(no_progress)])
+        checks.append(comparison.scores_check(layers))
+        if max(plan.bytes_to_read, plan.bytes_to_write) <= MOST_BYTES:
+            checks += check_logits(plan, here, there)
+        return checks, layers
+    found = replace(open_checkpoint(folder), receipt=written)
+    digests = [check for check in check_receipt(found, progress) if check.name == "digests"]
+    checks += [replace(check, detail=f"{check.detail}{rebuilt.remark}") for check in digests]
+    return checks, []
 
 
 def _opened(plan: Plan, folder: Path) -> Checkpoint:

@@ -57,6 +57,10 @@ def run(request: dict[str, Any]) -> None:
         # As a target of many GB is written.
         write_files._MOST_CACHED_BYTES = write_files._LONG_FILE_BYTES = 0
         direct._BUFFER_BYTES = 2 * direct._ALIGNED
+    for name, value in request["constants"].items():
+        module, _, constant = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), constant), name
+        setattr(importlib.import_module(module), constant, value)
     if "fault" in request:
         prefix, only, *numbers = request["fault"]
         arm = ctypes.CDLL(None).faults_arm

@@ -66,6 +66,7 @@ class Run:
     said: str
     calls: tuple[str, ...]
     seconds: float
+    printed: str = ""
 
     @property
     def fired(self) -> list[str]:
@@ -81,16 +82,21 @@ class Run:
 class Server:
     """Starts runs. As a context manager, it ends what it started."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, faulty: bool = True, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """``faulty`` is whether runs may be given a `Fault`, which takes a C compiler."""
         self.folder = folder
         self.number = 0
         self.running: dict[int, int] = {}
-        preloaded = {**os.environ, "LD_PRELOAD": str(_shim(folder)), "OMP_NUM_THREADS": "1"}
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+        if faulty:
+            variables["LD_PRELOAD"] = str(_shim(folder))
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "fault_server.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=preloaded,
+            env=variables,
             bufsize=0,
         )
 
@@ -111,14 +117,16 @@ class Server:
         fault: Fault | None = None,
         file_limit: int | None = None,
         direct: bool = False,
+        constants: Mapping[str, Any] | None = None,
     ) -> int:
         """Begins ``llamaconv ARGUMENTS``; calls below ``root`` are seen. The number of a process.
 
         ``file_limit`` is the longest that a file may grow, in bytes. ``direct``: its files are written
-        around the page cache, however short.
+        around the page cache, however short. ``constants`` are set in modules, by ``MODULE.NAME``.
         """
         self.number += 1
         request: dict[str, Any] = {"arguments": [str(one) for one in arguments], "direct": direct}
+        request["constants"] = dict(constants or {})
         request |= {name: str(self._file(name, self.number)) for name in ("out", "err", "log")}
         if fault:
             request["fault"] = [str(root), *fault.numbers()]
@@ -135,9 +143,10 @@ class Server:
         if answer["status"] is not None:
             del self.running[process]
         # A process that was killed at its beginning has opened neither.
-        files = (self._file(name, number) for name in ("err", "log"))
-        said, calls = (file.read_text() if file.exists() else "" for file in files)
-        return Run(process, answer["status"], said, tuple(calls.splitlines()), answer["seconds"])
+        files = (self._file(name, number) for name in ("err", "log", "out"))
+        said, calls, out = (file.read_text() if file.exists() else "" for file in files)
+        lines = tuple(calls.splitlines())
+        return Run(process, answer["status"], said, lines, answer["seconds"], out)
 
     def run(self, arguments: Sequence[str | Path], root: Path, *rest: Any, **options: Any) -> Run:
         """`start`, and `wait`."""

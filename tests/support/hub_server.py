@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 Misbehave = Callable[["Handler", str], bool]
@@ -36,6 +37,8 @@ class Hub:
         self.tokens: dict[str, set[str | None]] = {"api": set(), "file": set(), "cdn": set()}
         self.ranges = True
         self.misbehave: Misbehave = lambda handler, path: False
+        # Given an open file and a range of it; true where it has sent that, or what it wants to.
+        self.send: Callable[[Handler, BinaryIO, int, int], bool] | None = None
         self.lock = threading.Lock()
         self.endpoint = ""
 
@@ -62,6 +65,8 @@ def listed(file: Path) -> dict[str, object]:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # A body would wait for the acknowledgement of its headers.
+    disable_nagle_algorithm = True
     hub: Hub
 
     def do_GET(self) -> None:
@@ -141,9 +146,14 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         with open(path, "rb") as content:
-            content.seek(first)
-            while first < last:
-                first += self.send_bytes(content.read(min(65536, last - first)))
+            self.send_range(content, first, last)
+
+    def send_range(self, content: BinaryIO, first: int, last: int) -> None:
+        if self.hub.send is not None and self.hub.send(self, content, first, last):
+            return
+        content.seek(first)
+        while first < last:
+            first += self.send_bytes(content.read(min(65536, last - first)))
 
     def answer_json(self, content: object) -> None:
         self.answer(200, json.dumps(content).encode(), kind="application/json")
@@ -184,9 +194,22 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def asking(endpoint: str, home: Path) -> dict[str, str]:
+    """The environment of a process that asks the hub at ``endpoint`` and no other."""
+    return {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+
+
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
+
+    def handle_error(self, *_about: object) -> None:
+        """Whoever asked was killed, or has hung up."""
 
 
 @contextmanager

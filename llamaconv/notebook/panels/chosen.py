@@ -74,7 +74,7 @@ def choose(checkpoint: Checkpoint, parameters: Parameters, **changes: Any) -> Ch
         try:
             check_target(
                 parameters.target,
-                checkpoint.local_path,
+                checkpoint.path,
                 plan.bytes_to_write,
                 parameters.may_replace,
                 fingerprint(plan),
