@@ -148,6 +148,6 @@ def local(file: Path | HubFile | HubAddress) -> Path:
         return file
     download = file.download() if isinstance(file, HubAddress) else file.download
     raise RefusedError(
-        f"{file}: only headers are read from the Hub, and this needs the weights. Download "
-        f"them, then name the folder: {download}"
+        f"{file}: this reads all weights, and from the Hub only a conversion does. Download them, "
+        f"then name the folder: {download}"
     )

@@ -11,11 +11,11 @@ Limit: the target must have all bytes of the file. A cast, or a tensor that is l
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -124,12 +124,13 @@ class Rebuilt:
             at = part.last
         return at == self.repository.files[name]
 
-    def check(self, target: Checkpoint, progress: Progress) -> Check:
+    def check(self, target: Checkpoint, progress: Progress, n_threads: int = 1) -> Check:
         """Rebuild each file and compare its digest.
 
         Args:
             target: The opened target, with its parameters.
             progress: Called with "verify", the bytes done, and the bytes of all these files.
+            n_threads: How many files to rebuild at a time.
 
         Returns:
             The check, whose value counts files with another digest. The control counts those that
@@ -146,13 +147,16 @@ class Rebuilt:
             progress("verify", now, total)
 
         def rebuild(name: str) -> _Outcome:
-            return self._rebuild(name, RebuiltReader(target, self.plan, lock), count)
+            with closing(RebuiltReader(target, self.plan, lock)) as reader:
+                return self._rebuild(name, reader, count)
 
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(n_threads) as pool:
             outcomes = dict(zip(self.files, pool.map(rebuild, self.files), strict=True))
         wrong = {name: one.why for name, one in outcomes.items() if one.why}
-        copies = RebuiltReader(target, self.plan)
-        untied = [copy.target_name for one, copy in self._copies if not copies.are_equal(one, copy)]
+        with closing(RebuiltReader(target, self.plan)) as reader:
+            untied = [
+                copy.target_name for one, copy in self._copies if not reader.are_equal(one, copy)
+            ]
         odd = too_odd([one for outcome in outcomes.values() for one in outcome.odd])
         control = sum(bool(one.why) or one.shows_wrong_rows for one in outcomes.values())
         detail = (
@@ -224,6 +228,11 @@ class RebuiltReader(IndependentReader):
     def concession(self) -> str:
         """What our own reader reads instead."""
         return self._target.concession
+
+    def close(self) -> None:
+        """Close files that are still open."""
+        super().close()
+        self._target.close()
 
     def are_equal(self, one: Move, other: Move) -> bool:
         """Return whether two tensors of the target, which are not reordered, have the same bits."""

@@ -133,7 +133,8 @@ def verify_plan(
         written = replace(target or _opened(plan, folder), params=plan.ready()[0])
         comparisons = [
             Comparison(plan, reader_for(plan.source), reader_for(written))
-            for _ in range(ranks.threads)
+            # One is faster than a network, and has the memory for what is on its way once.
+            for _ in range(1 if plan.source.repository else ranks.threads)
         ]
         comparison = comparisons[0]
         here, there = comparison.source, comparison.target
@@ -195,7 +196,9 @@ def verify_fetched(
     layers: list[tuple[float, float]] = []
     if ranks.first:
         try:
-            checks, layers = _check_fetched(plan, folder, written, progress or no_progress)
+            checks, layers = _check_fetched(
+                plan, folder, written, progress or no_progress, ranks.threads
+            )
         except _UNREADABLE as error:
             detail = _reason(error, plan, folder)
             checks = [Check("repository", False, float("inf"), None, detail)]
@@ -203,7 +206,7 @@ def verify_fetched(
 
 
 def _check_fetched(
-    plan: Plan, folder: Path, written: Receipt, progress: Progress
+    plan: Plan, folder: Path, written: Receipt, progress: Progress, n_threads: int
 ) -> tuple[list[Check], list[tuple[float, float]]]:
     target = _opened(plan, folder)
     checks = [_check_structure(plan, target)]
@@ -212,14 +215,19 @@ def _check_fetched(
     target = replace(target, params=plan.ready()[0])
     rebuilt = Rebuilt(plan)
     if rebuilt.files:
-        checks.append(rebuilt.check(target, progress))
+        checks.append(rebuilt.check(target, progress, n_threads))
     if not rebuilt.unknown:
         if not checks[-1].ok:
             return checks, []
-        there, here = reader_for(target), RebuiltReader(target, plan)
-        of_heads = tuple(move for move in plan.written if move.place[0] in ("wq", "wk"))
-        comparison = Comparison(replace(plan, moves=of_heads), here, there)
-        _, layers = comparison.merge([comparison.run(no_progress)])
+        of_heads = tuple(move for move in plan.written if move.role and move.role.heads)
+        scored = replace(plan, moves=of_heads)
+        comparisons = [
+            Comparison(scored, RebuiltReader(target, plan), reader_for(target))
+            for _ in range(n_threads)
+        ]
+        comparison = comparisons[0]
+        here, there = comparison.source, comparison.target
+        _, layers = comparison.merge([compare_all(comparisons, no_progress)])
         checks.append(comparison.scores_check(layers))
         if max(plan.bytes_to_read, plan.bytes_to_write) <= MOST_BYTES:
             checks += check_logits(plan, here, there)
