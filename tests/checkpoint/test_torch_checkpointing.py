@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -371,6 +372,25 @@ def test_what_is_no_metadata_is_refused(home: Path, content: bytes) -> None:
     (home / "fsdp/metadata.pkl").write_bytes(content)
     with pytest.raises(RefusedError, match=r"metadata\.pkl: "):
         open_checkpoint(home / "fsdp")
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "main-2d-st"])
+def test_any_other_value_in_the_metadata_is_read_or_refused(home: Path, kind: str) -> None:
+    original = pickle.loads((home / kind / "metadata.pkl").read_bytes())
+    n_refused = 0
+    for seed in range(120):
+        rng = random.Random(seed)
+        content = stores.mangled(original, rng)
+        (home / kind / "metadata.pkl").write_bytes(pickle.dumps(content))
+        try:
+            checkpoint = open_checkpoint(home / kind)
+        except RefusedError:
+            n_refused += 1
+            continue
+        plan = make_plan(checkpoint, Target(to="hf", assets=str(home / "source")))
+        assert plan.params or plan.errors
+        n_refused += bool(plan.errors)
+    assert n_refused > 60
 
 
 def test_shared_values_do_not_multiply(home: Path) -> None:

@@ -30,11 +30,11 @@ with atheris.instrument_imports(
 ):
     import torch
     from safetensors.torch import save_file
-    from support import checkpoints, damages
+    from support import checkpoints, damages, stores
     from torch.distributed.checkpoint import save
 
     from llamaconv import RefusedError, Target, convert_checkpoint, make_plan
-    from llamaconv.checkpoint import dcp, huggingface, receipt
+    from llamaconv.checkpoint import dcp, huggingface, receipt, torch_checkpointing
     from llamaconv.checkpoint.checkpoint import Checkpoint
     from llamaconv.checkpoint.huggingface_index import index_diff
     from llamaconv.checkpoint.untrusted import safetensors_header, torch_archive, torch_file
@@ -61,6 +61,17 @@ def header_bytes(content: bytes) -> None:
 def metadata(content: bytes) -> None:
     (PLACE / "dcp" / ".metadata").write_bytes(content)
     _shown(dcp.open_dcp(PLACE / "dcp"))
+
+
+def store_metadata(content: bytes) -> None:
+    (PLACE / "stores" / "fsdp" / "metadata.pkl").write_bytes(content)
+    _shown(torch_checkpointing.open_torch_checkpointing(PLACE / "stores" / "fsdp"))
+
+
+def rank_file(content: bytes) -> None:
+    """A rank's file, with DTensors in it."""
+    (PLACE / "stores" / "fsdp" / "model_1.pt").write_bytes(content)
+    _shown(torch_checkpointing.open_torch_checkpointing(PLACE / "stores" / "fsdp"))
 
 
 def torch_header(content: bytes) -> None:
@@ -115,6 +126,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "header": header,
     "header_bytes": header_bytes,
     "metadata": metadata,
+    "store_metadata": store_metadata,
+    "rank_file": rank_file,
     "torch_header": torch_header,
     "archive": archive,
     "config": config,
@@ -135,6 +148,7 @@ def seeds(target: str) -> list[bytes]:
         save_file({name: tensor}, PLACE / "hf" / f"{name}.safetensors")
     named = {"weight_map": {n: f"{n}.safetensors" for n in HELD}, "metadata": {"total_size": 20}}
     save(STATE, checkpoint_id=PLACE / "dcp", no_dist=True)
+    stored = stores.unpack(PLACE / "stores") / "fsdp"
     torch.save(STATE, PLACE / "seed.bin")
     torch.save({"a": torch.ones(2)[1:], "b": None}, PLACE / "other.bin")
     archives = [(PLACE / name).read_bytes() for name in ("seed.bin", "other.bin")]
@@ -150,6 +164,8 @@ def seeds(target: str) -> list[bytes]:
         "header": [whole[8:end]],
         "header_bytes": [whole],
         "metadata": [(PLACE / "dcp" / ".metadata").read_bytes()],
+        "store_metadata": [(stored / "metadata.pkl").read_bytes()],
+        "rank_file": [(stored / "model_1.pt").read_bytes()],
         "torch_header": archives,
         "archive": archives,
         "config": [json.dumps(one).encode() for one in (checkpoints.CONFIG, scaled, new)],
