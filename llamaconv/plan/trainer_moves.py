@@ -176,8 +176,8 @@ def _why_not(source: Checkpoint, target: Target) -> str:
         )
     if source.format != "dcp":
         return (
-            f"{option}: {source.path} is no distributed checkpoint, and only one of TorchTitan has the "
-            "state of its trainer. Leave the option out"
+            f"{option}: {source.path} is no DCP, and the state of a trainer is carried from a DCP of "
+            "TorchTitan alone. Leave the option out"
         )
     if target.format != "dcp":
         return (

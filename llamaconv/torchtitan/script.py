@@ -57,7 +57,7 @@ def script_text(
         lines += _GUARD.splitlines()
     if at_first:
         steps = f"{shell.quote(str(dump_folder))}/" if dump_folder else "outputs/"
-        start = shell.quote(str(checkpoint.absolute()))
+        start = int(checkpoint.name.removeprefix("step-")) if dump_folder else -1
         lines += _AT_FIRST.format(flags=at_first, steps=steps, start=start).splitlines()
     words = ['exec torchrun --nproc-per-node "${NGPU:-8}" -m torchtitan.train', *flags]
     words += [f'{release.tokenizer} "$tokenizer"', *(["$at_first"] if at_first else []), '"$@"']
@@ -72,11 +72,11 @@ if [ -d outputs/checkpoint ] && ! compgen -G 'outputs/checkpoint/step-*/.metadat
 fi"""
 
 
-# Until a step of the run's own is there.
+# Until a later step is there, which is the run's own.
 _AT_FIRST = """\
 at_first='{flags}'
 for step in {steps}checkpoint/step-*; do
-    if [ -e "$step/.metadata" ] && ! [ "$step" -ef {start} ]; then at_first=; fi
+    if [ -e "$step/.metadata" ] && [ "${{step##*-}}" -gt {start} ] 2> /dev/null; then at_first=; fi
 done"""
 
 

@@ -47,6 +47,7 @@ from llamaconv.checkpoint.untrusted.torch_checkpointing_metadata import Sharding
 from llamaconv.checkpoint.untrusted.torch_checkpointing_metadata import (
     read_metadata as read_store_metadata,
 )
+from llamaconv.model.names import OPTIMIZER
 from llamaconv.model.params import LlamaParams
 from llamaconv.report.errors import FailedError, LlamaconvError
 from llamaconv.verify import inert_pickle
@@ -248,8 +249,11 @@ class DcpLoadReader(IndependentReader):
     @cached_property
     def _stored(self) -> dict[str, TensorInfo]:
         """The tensors as they are stored, with those that were taken apart."""
-        path = self.checkpoint.local_path
-        return {**open_dcp(path).tensors, **read_trainer_state(path).tensors}
+        path, names = self.checkpoint.local_path, self.checkpoint.tensors
+        found = open_dcp(path).tensors
+        if any(name.startswith(f"{OPTIMIZER}.") for name in names):
+            found |= read_trainer_state(path).tensors
+        return found
 
 
 Region = Sequence[tuple[int, int]]

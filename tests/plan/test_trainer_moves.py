@@ -115,6 +115,12 @@ def test_0_2_has_one_group_for_all_parameters(tmp_path: Path) -> None:
     (error,) = make_plan(source, Target(generation="titan-0.2", **options)).errors
     assert "its parameter groups differ in weight_decay" in error.message and WO in error.message
     assert not make_plan(source, Target(generation="titan-main", **options)).errors
+    # Of a scheduler's state a number is read, and nothing else.
+    state["optimizer"][f"param_groups.{WO}.weight_decay"] = 0.01
+    state["lr_scheduler"]["last_epoch"] = "two"
+    source = open_checkpoint(runs.write(tmp_path / "other", state))
+    (error,) = make_plan(source, Target(generation="titan-0.2", **options)).errors
+    assert "lr_scheduler.last_epoch: expected a number" in error.message
 
 
 @pytest.mark.parametrize(
@@ -135,7 +141,7 @@ def test_targets_without_a_place_for_it_are_refused(
 
 def test_a_source_without_a_trainer_is_refused(source: Path) -> None:
     (error,) = make_plan(open_checkpoint(source), Target(with_optimizer=True)).errors
-    assert "is no distributed checkpoint" in error.message
+    assert "is no DCP, and the state of a trainer" in error.message
 
 
 def test_what_is_left_out_or_not_there_is_a_warning(
