@@ -4,7 +4,7 @@ Weights do not state their name; shapes and RoPE's parameters nearly do. Sources
 later Meta's llama-models (models/sku_list.py: sizes, vocabulary, RoPE base, scaling);
 Llama 1 and 2, the tables of arXiv 2302.13971 and 2307.09288 and the params.json released with
 them; Code Llama, arXiv 2308.12950 (base 1e6, 16 more tokens for infilling); Qwen 3, TorchTitan
-0.3.0 (models/qwen3) and its config.json files.
+0.3.0 (models/qwen3); Qwen 2.5, LitGPT (litgpt/config.py), which lists their config.json files.
 
 Limit: a fine-tuned model has the sizes of its base, and gets its name. A base model and its
 instruction model cannot be told apart, nor can releases that differ only in their values.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass, replace
 
-from llamaconv.model.families import FAMILIES
+from llamaconv.model.families import FAMILIES, LLAMA
 from llamaconv.model.params import LlamaParams, RopeScaling
 from llamaconv.report.tables import Table
 
@@ -31,7 +31,8 @@ _SIZES = ("family", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim")
 class Published:
     """A released model; the attributes are those of `LlamaParams`.
 
-    ``max_position`` is what its config.json says. ``norm_eps`` is None if it does not tell releases
+    ``max_position`` is what its config.json says, None if base and instruction model differ in it.
+    ``norm_eps`` is None if it does not tell releases
     apart; then it is not compared. ``head_dim`` is None for heads of ``dim / n_heads``.
     """
 
@@ -46,7 +47,7 @@ class Published:
     rope_scaling: RopeScaling | None = None
     tied: bool = False
     norm_eps: float | None = None
-    max_position: int = 2048
+    max_position: int | None = 2048
     family: str = "llama"
     head_dim: int | None = None
 
@@ -134,6 +135,21 @@ _LLAMA_2 = (
 )
 
 
+def _qwen_25(size: str, *sizes: int, norm_eps: float = 1e-6, tied: bool = False) -> Published:
+    """Return a Qwen 2.5: base 1e6; the vocabulary of the larger ones is padded further."""
+    dim, n_layers, n_heads, n_kv_heads, ffn_dim = sizes
+    return Published(
+        f"Qwen 2.5 {size}",
+        *(dim, n_layers, n_heads, n_kv_heads, ffn_dim),
+        vocab_size=151936 if tied else 152064,
+        rope_theta=1e6,
+        tied=tied,
+        norm_eps=norm_eps,
+        max_position=None,
+        family="qwen2",
+    )
+
+
 def _qwen_3(size: str, *sizes: int, tied: bool = False) -> Published:
     """Return a dense Qwen 3: heads of 128, 8 kv heads, base 1e6."""
     dim, n_layers, n_heads, ffn_dim = sizes
@@ -176,6 +192,13 @@ PUBLISHED: tuple[Published, ...] = (
     *_llama_3("Llama 3.1", LLAMA_31_SCALING, "8B", "70B", "405B"),
     *_llama_3("Llama 3.2", LLAMA_32_SCALING, "1B", "3B"),
     *_llama_3("Llama 3.3", LLAMA_31_SCALING, "70B"),
+    _qwen_25("0.5B", 896, 24, 14, 2, 4864, tied=True),
+    _qwen_25("1.5B", 1536, 28, 12, 2, 8960, tied=True),
+    _qwen_25("3B", 2048, 36, 16, 2, 11008, tied=True),
+    _qwen_25("7B", 3584, 28, 28, 4, 18944),
+    _qwen_25("14B", 5120, 48, 40, 8, 13824, norm_eps=1e-5),
+    _qwen_25("32B", 5120, 64, 40, 8, 27648, norm_eps=1e-5),
+    _qwen_25("72B", 8192, 80, 64, 8, 29568, norm_eps=1e-5),
     _qwen_3("0.6B", 1024, 28, 16, 3072, tied=True),
     _qwen_3("1.7B", 2048, 28, 16, 6144, tied=True),
     _qwen_3("4B", 2560, 36, 32, 9728, tied=True),
@@ -258,8 +281,13 @@ def token_ids(vocab_size: int) -> dict[str, int]:
     return dict(zip(names, _TOKENS.get(vocab_size, ()), strict=False))
 
 
-def published(family: str = "llama") -> Table:
-    """Return the models of a family that `closest_published` compares with, oldest first."""
+def published(params: LlamaParams | None = None) -> Table:
+    """Return the table that `closest_published` compares with, oldest model first.
+
+    Args:
+        params: A model; the table has those of its family. Without it, the Llamas.
+    """
+    family = params.family if params else LLAMA.model_type
     columns = ("model", "layers", "width", "heads", "kv heads", "ffn", "vocabulary", "RoPE base")
     rows = [
         (

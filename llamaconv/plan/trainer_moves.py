@@ -194,6 +194,12 @@ def _why_not(source: Checkpoint, target: Target) -> str:
             f"{option}: the names in {source.path} are those of {source.naming}, and only TorchTitan's "
             f"({', '.join(FUSED_IN_OPTIMIZER)}) are known with their optimizer. Leave the option out"
         )
+    known = ((name, identify(name, source.naming)) for name in source.tensors)
+    if biases := [name for name, found in known if found and found[0].is_bias]:
+        return (
+            f"{option}: the model has biases ({first_few(biases, 2)}), and the optimizer of 0.3.0 keeps "
+            "those of q, k and v as one, which cannot be moved yet. Leave the option out"
+        )
     if target.tie in ("embedding", "head"):
         return (
             f"{option}: --tie {target.tie} makes one parameter of two that were trained apart, and their "

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import family_models
+from support import checkpoints, family_models, runs
 from support.family_models import MODELS
 
-from llamaconv import Target, make_plan, open_checkpoint
+from llamaconv import Target, convert_checkpoint, make_plan, open_checkpoint
 from llamaconv.convert.convert import Conversion
 from llamaconv.model import forward
 from llamaconv.model.names import identify
@@ -309,3 +311,30 @@ def test_a_written_config_of_mistral_says_that_there_is_no_window(
     (source / "config.json").unlink()
     back = convert(there.target, "back")
     assert json.loads((back.target / "config.json").read_text())["sliding_window"] is None
+
+
+def test_a_run_of_qwen_3_moves_with_the_moments_of_its_norms(tmp_path: Path) -> None:
+    """What torch's own optimizer has in the other form, in half_split rows as in interleaved ones."""
+    params = replace(runs.PARAMS, family="qwen3")
+    assets = checkpoints.write_model(tmp_path / "assets", params)
+    source = runs.write(tmp_path / "run" / "step-2", runs.state("titan-0.3", params))
+    expected = runs.write(tmp_path / "expected", runs.state("titan-main", params))
+    options: dict[str, Any] = {"assets": str(assets), "with_optimizer": True}
+    main = Target(generation="titan-main", **options)
+    done = convert_checkpoint(make_plan(open_checkpoint(source), main), tmp_path / "main")
+    assert "optimizer.state.layers.1.attention.k_norm.weight.exp_avg" in runs.entries(done.target)
+    runs.assert_same(runs.entries(done.target), runs.entries(expected))
+    for number, rope in enumerate(("interleaved", "half_split")):
+        folder = tmp_path / f"{number}"
+        target = Target(generation="titan-0.3", rope=rope, **options)  # type: ignore[arg-type]
+        done = convert_checkpoint(make_plan(open_checkpoint(done.target), target), folder)
+    runs.assert_same(runs.entries(done.target), runs.entries(source))
+
+
+def test_biases_have_no_known_place_in_an_optimizer(tmp_path: Path) -> None:
+    params = replace(runs.PARAMS, family="qwen2")
+    assets = checkpoints.write_model(tmp_path / "assets", params)
+    source = runs.write(tmp_path / "run" / "step-2", runs.state("titan-0.3 split", params))
+    target = Target(to="dcp", assets=str(assets), with_optimizer=True, shards=2)
+    (problem,) = make_plan(open_checkpoint(source), target).errors
+    assert "the model has biases" in problem.message

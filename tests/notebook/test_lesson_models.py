@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import checkpoints
+from support import checkpoints, family_models
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM
 
@@ -326,3 +326,19 @@ def test_runs_are_not_repeated(sample: Specimen, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("llamaconv.notebook.lesson.running._compute", None)
     lesson.losses(sample), lesson.agreement_by_length(sample), lesson.trained(sample)
     assert Run(variants(sample.params)[0]) in {key[0] for key in sample.cache if len(key) == 2}
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen2"])
+def test_biases_and_norms_within_heads_are_applied_before_the_rotation(
+    tmp_path: Path, name: str
+) -> None:
+    specimen = lesson.open_specimen(family_models.save(name, tmp_path / name, vocab_size=256))
+    found = lesson.agreement(specimen)
+    assert max(found.unrotated, found.matching) < 1e-5 < 0.1 < found.mismatched
+    tokens = specimen.tokens[:1]
+    right, *wrong = outcomes_of(specimen, [*runs_of_variants(specimen).values()], 1)
+    expected = torch.nn.functional.cross_entropy(
+        family_models.logits(tmp_path / name, tokens)[0, :-1], tokens[0, 1:]
+    )
+    assert right.loss[0].mean().item() == pytest.approx(expected.item(), abs=1e-4)
+    assert all((one.loss[0] - right.loss[0]).abs().max() > 0.1 for one in wrong)
