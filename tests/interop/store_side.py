@@ -12,21 +12,27 @@ here gloo carries the same objects. All else is the package's own.
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn as nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch_checkpointing import CheckpointManager
+from torch_checkpointing.barriers import TCPStoreBarrierConfig
 from torch_checkpointing.checkpoint_layout import LayoutInfo, SafetensorsSerialization
-from torch_checkpointing.config import SyncCheckpointSaverConfig
+from torch_checkpointing.checkpoint_writer import CheckpointWriterConfig
+from torch_checkpointing.config import AsyncCheckpointSaverConfig, SyncCheckpointSaverConfig
 from torch_checkpointing.default_resharder import DefaultResharder
 from torch_checkpointing.metadata_manager import DefaultMetadataManager
 from torch_checkpointing.schema import ItemSpec
+from torch_checkpointing.staging import CheckpointStagerConfig
 from torch_checkpointing.storage.filesystem import LocalFileSystemStorageConfig
 
 
@@ -63,7 +69,8 @@ def scattered(_):
     return [Shard(0), _StridedShard(0, split_factor=2)]
 
 
-# By folder: ranks, whether of safetensors, the naming, the mesh, and how each tensor is placed in it.
+# By folder: ranks, whether of safetensors, the naming, the mesh, and how each tensor is placed in it;
+# None for a module of `fully_shard`, saved in the background as TorchTitan does while it trains.
 KINDS = {
     "one": (1, False, "titan-0.3", (1,), rows),
     "one-st": (1, True, "titan-main", (1,), main_rows),
@@ -74,6 +81,7 @@ KINDS = {
     "columns": (4, False, "titan-0.3", (4,), columns),
     "copies": (4, False, "huggingface", (2, 2), copies),
     "strided": (4, False, "titan-main", (2, 2), strided),
+    "background": (4, False, "titan-0.3", (4,), None),
     "scattered-st": (4, True, "titan-main", (2, 2), scattered),
 }
 
@@ -87,7 +95,38 @@ def gathered(self, data, process_group=None):
 DefaultMetadataManager._all_gather_pickled_data = gathered
 
 
-def manager(is_safetensors=False):
+def sharded(weights, mesh):
+    """The state of a module with these parameters, as FSDP2 holds them."""
+    root = nn.Module()
+    for name, weight in weights.items():
+        *path, leaf = name.split(".")
+        inside = root
+        for part in path:
+            if not hasattr(inside, part):
+                inside.add_module(part, nn.Module())
+            inside = getattr(inside, part)
+        inside.register_parameter(leaf, nn.Parameter(weight.clone()))
+    for layer in root.layers.children():
+        fully_shard(layer, mesh=mesh)
+    fully_shard(root, mesh=mesh)
+    return root.state_dict()
+
+
+def in_background(port):
+    """A saver that copies the state and lets another process write it, which needs no CUDA."""
+    barrier = TCPStoreBarrierConfig(
+        master_address="localhost",
+        tcpstore_port=port,
+        timeout_barrier_init_sec=60,
+        use_checkpoint_barrier_tcpstore_libuv=True,
+    )
+    return AsyncCheckpointSaverConfig(
+        staging_config=CheckpointStagerConfig(use_pinned_memory=False),
+        writer_config=CheckpointWriterConfig(barrier_config=barrier),
+    )
+
+
+def manager(is_safetensors=False, save=None):
     layout = None
     if is_safetensors:
         layout = LayoutInfo("model_{rank}.safetensors", SafetensorsSerialization())
@@ -98,7 +137,7 @@ def manager(is_safetensors=False):
             "model": ItemSpec(layout=layout, resharder=DefaultResharder(), required=False),
             "optimizer": ItemSpec(resharder=DefaultResharder(), required=False),
         },
-        save=SyncCheckpointSaverConfig(),
+        save=save or SyncCheckpointSaverConfig(),
         storage_config=LocalFileSystemStorageConfig(use_direct_io=False),
     ).build()
 
@@ -113,10 +152,15 @@ def save_rank(rank, n_ranks, store, job):
         ranks, is_safetensors, naming, mesh, place = KINDS[kind]
         if ranks != n_ranks:
             continue
-        model = {
-            name: distribute_tensor(weight, meshes[mesh], place(weight.ndim), src_data_rank=None)
-            for name, weight in namings[naming].items()
-        }
+        if place is None:
+            model = sharded(namings[naming], meshes[mesh])
+        else:
+            model = {
+                name: distribute_tensor(
+                    weight, meshes[mesh], place(weight.ndim), src_data_rank=None
+                )
+                for name, weight in namings[naming].items()
+            }
         name = "norm.weight" if "norm.weight" in model else "model.norm.weight"
         trainer = {
             "optimizer": {
@@ -127,14 +171,19 @@ def save_rank(rank, n_ranks, store, job):
             "train_state": {"step": torch.tensor(3), "ntokens_seen": 77},
             "lr_scheduler": {"last_epoch": 3},
         }
-        one = manager(is_safetensors)
-        one.save(str(Path(job["home"]) / kind), {"model": model, **trainer})
+        one = manager(is_safetensors, in_background(job["port"]) if place is None else None)
+        writing = one.save(str(Path(job["home"]) / kind), {"model": model, **trainer})
+        if writing is not None:
+            writing.result(timeout=120)
         one.close()
     dist.barrier()
     dist.destroy_process_group()
 
 
 def save(job):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        job["port"] = free.getsockname()[1]
     for n_ranks in sorted({KINDS[kind][0] for kind in job["kinds"]}):
         store = f"{job['out']}.store{n_ranks}"
         mp.spawn(save_rank, (n_ranks, store, job), nprocs=n_ranks)

@@ -42,6 +42,7 @@ NAMINGS = {
     "columns": "titan-0.3",
     "copies": "huggingface",
     "strided": "titan-main",
+    "background": "titan-0.3",
     "scattered-st": "titan-main",
 }
 # A strided cut may leave a rank several runs of rows. The package loads them from its file as if they were
