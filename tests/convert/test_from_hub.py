@@ -214,7 +214,7 @@ def test_connections_that_are_cut_go_on_where_they_were(away: Away) -> None:
         if next(turn) % 3 == 0:
             return False
         file.seek(first)
-        handler.send_bytes(file.read((last - first) // 2))
+        handler.send_bytes(file.read((last - first + 1) // 2))
         handler.close_connection = True
         return True
 
