@@ -29,17 +29,19 @@ def copy_file(source: Path, target: Path) -> None:
         os.fsync(written.fileno())
 
 
-def fetch_file(source: HubFile, repository: RemoteFolder, target: Path) -> None:
+def fetch_file(
+    source: HubFile, repository: RemoteFolder, target: Path, stop: threading.Event
+) -> None:
     """Fetch a file of a repository to a new file and fsync it, if it has the digest listed.
 
     Raises:
-        FailedError: It cannot be fetched, or has other bytes.
+        FailedError: It cannot be fetched, or has other bytes; or ``stop`` was set.
         OSError: The disk failed.
     """
     n_bytes = repository.files[source.name]
     digest = repository.digests.get(source.name)
     found = hasher(digest, n_bytes) if digest else None
-    buffer, stop = scratch(min(n_bytes, RANGE_BYTES)), threading.Event()
+    buffer = scratch(min(n_bytes, RANGE_BYTES))
     assert source.ranges is not None
     with target.open("xb") as written:
         for first in range(0, n_bytes, RANGE_BYTES):
@@ -56,12 +58,15 @@ def fetch_file(source: HubFile, repository: RemoteFolder, target: Path) -> None:
 
 
 def copy_small_files(
-    folder: Path, files: Mapping[str, Location], repository: RemoteFolder | None = None
+    folder: Path,
+    files: Mapping[str, Location],
+    repository: RemoteFolder | None = None,
+    stop: threading.Event | None = None,
 ) -> None:
     """Copy ``files`` to their paths in ``folder``; those of ``repository`` are fetched together.
 
     Raises:
-        FailedError: A file cannot be fetched.
+        FailedError: A file cannot be fetched, or ``stop`` was set meanwhile.
         OSError: The disk failed.
     """
     for name in files:
@@ -72,8 +77,8 @@ def copy_small_files(
             if isinstance(source, Path):
                 copy_file(source, folder / name)
             else:
-                assert repository is not None
-                jobs.append(pool.submit(fetch_file, source, repository, folder / name))
+                assert repository is not None and stop is not None
+                jobs.append(pool.submit(fetch_file, source, repository, folder / name, stop))
         for job in jobs:
             job.result()
 

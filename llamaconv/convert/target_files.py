@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from llamaconv.checkpoint.checkpoint import Format
@@ -41,8 +43,26 @@ def write_target(
     Raises:
         OSError: The disk failed; and whatever ``blocks`` raises.
     """
-    if ranks.first:
-        copy_small_files(folder, plan.small_files, plan.source.repository)
+    if not ranks.first:
+        return _weights(folder, plan, blocks, workers, ranks)
+    if plan.source.repository is None:
+        copy_small_files(folder, plan.small_files)
+        return _weights(folder, plan, blocks, workers, ranks)
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as aside:
+        # Small files of another machine take as long as some of the weights.
+        job = aside.submit(copy_small_files, folder, plan.small_files, plan.source.repository, stop)
+        try:
+            digests = _weights(folder, plan, blocks, workers, ranks)
+            job.result()
+        finally:
+            stop.set()
+    return digests
+
+
+def _weights(
+    folder: Path, plan: Plan, blocks: CountedBlocks, workers: int, ranks: Ranks
+) -> Digests:
     tensors = [TensorInfo(move.target_name, move.dtype, move.shape) for move in plan.stored]
     return WRITERS[plan.target.format](folder, plan, tensors, (blocks, workers, ranks))
 
