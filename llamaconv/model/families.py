@@ -209,6 +209,10 @@ def family_named(model_type: object) -> Family | None:
 
 
 def family_with(roles: Collection[str]) -> Family:
-    """Return the first family that needs all of the extra roles among ``roles`` that any needs."""
-    found = set(roles) & {role for one in _TABLE for role in one.roles}
-    return next((one for one in _TABLE if set(one.roles) == found), LLAMA)
+    """Return the family that ``roles`` show: it needs most of them, and may have all of them.
+
+    The first of the table if several do, and Llama if none does.
+    """
+    extra = set(roles) & {role for one in _TABLE for role in one.extra}
+    fitting = [one for one in _TABLE if set(one.roles) <= extra <= one.extra]
+    return max(fitting, key=lambda one: len(one.roles), default=LLAMA)

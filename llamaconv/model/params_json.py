@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from llamaconv.model.config_json import ParamsReader, kv_heads
+from llamaconv.model.families import family_with
 from llamaconv.model.params import MOST_HEADS, MOST_LAYERS, LlamaParams, RopeScaling
 from llamaconv.model.published import LLAMA_31_SCALING, LLAMA_32_SCALING, PUBLISHED
 from llamaconv.report.errors import Problem
@@ -84,6 +85,7 @@ def from_params_json(
             norm_eps=reader.number("norm_eps", entries.get("norm_eps")),
             rope_theta=reader.number("rope_theta", theta),
             rope_scaling=_scaling(reader, dim, n_layers),
+            family=family_with(shapes).model_type,
         )
         if reader.sized
         else None
@@ -96,7 +98,12 @@ def completed(stated: LlamaParams, recorded: LlamaParams) -> LlamaParams:
     if (scaling is None) == (recorded.rope_scaling is None):
         scaling = recorded.rope_scaling  # params.json has no factor
     return replace(
-        stated, rope_scaling=scaling, tied=recorded.tied, max_position=recorded.max_position
+        stated,
+        rope_scaling=scaling,
+        rope_entry=recorded.rope_entry,
+        tied=recorded.tied,
+        max_position=recorded.max_position,
+        family=recorded.family,
     )
 
 

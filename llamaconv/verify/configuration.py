@@ -20,7 +20,7 @@ from llamaconv.model.params import LlamaParams
 from llamaconv.model.params_json import PARAMS, ffn_width
 
 # Parameters that params.json does not have.
-_NOT_METAS = ("head_dim", "ffn_dim", "tied", "rope_scaling", "max_position")
+_NOT_METAS = ("family", "rope_entry", "head_dim", "ffn_dim", "tied", "rope_scaling", "max_position")
 
 
 def config_mismatches(target: Checkpoint, params: LlamaParams) -> list[str]:

@@ -43,6 +43,24 @@ def test_a_family_comes_back_with_its_own_config_and_equal_logits(
         assert written[entry] == own[entry]
 
 
+# Meta's heads have dim / n_heads rows.
+@pytest.mark.parametrize("name", [name for name in MODELS if "head_dim" not in MODELS[name]])
+def test_a_family_comes_back_from_metas_files(
+    tmp_path: Path, convert: Callable[..., Conversion], name: str
+) -> None:
+    """Which name no family; the receipt does."""
+    source = family_models.save(name, tmp_path / "source")
+    there = convert(source, "there", to="meta")
+    assert there.verification is not None
+    assert there.verification.ok
+    back = convert(there.target, "back", to="hf")
+    assert torch.equal(family_models.logits(source), family_models.logits(back.target))
+    written, own = (
+        json.loads((folder / "config.json").read_text()) for folder in (back.target, source)
+    )
+    assert written["model_type"] == own["model_type"]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_reference_model_computes_what_transformers_does(tmp_path: Path, name: str) -> None:
     source = family_models.save(name, tmp_path / "source")

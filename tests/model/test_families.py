@@ -28,6 +28,11 @@ def test_a_family_is_recognised_by_the_tensors_that_only_it_needs() -> None:
     common = [name for name, role in ROLES.items() if not role.optional]
     for family in FAMILIES.values():
         assert family_with([*common, *family.roles]).roles == family.roles
+    # Qwen 2 has no bias of wo.
+    biases = ["wq.bias", "wk.bias", "wv.bias"]
+    assert family_with([*common, *biases]).model_type == "qwen2"
+    assert family_with([*common, *biases, "wo.bias"]).model_type == "llama"
+    assert family_with([*common, "w1.bias", "w2.bias", "w3.bias"]).model_type == "llama"
 
 
 @pytest.mark.parametrize(
