@@ -111,7 +111,12 @@ def model_table(checkpoint: Checkpoint) -> Table | Sentence:
     params = checkpoint.params
     if params is None:
         return Sentence("The model's parameters could not be read; see the problems.")
-    rows = [(field.name, _text(getattr(params, field.name))) for field in fields(params)]
+    rows = [
+        (field.name, _text(value))
+        for field in fields(params)
+        # Few models have a window or another kind of RoPE.
+        if (value := getattr(params, field.name)) or field.name not in ("window", "rope_entry")
+    ]
     return Table(("parameter", "value"), rows, right=("value",))
 
 
