@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -260,6 +261,14 @@ Region = Sequence[tuple[int, int]]
 """First element and the one after the last along each axis."""
 
 
+class _Axis(NamedTuple):
+    """The numbers of the elements along an axis, ascending; the first, and the one after the last."""
+
+    numbers: Tensor
+    first: int
+    last: int
+
+
 class RankFilesReader(IndependentReader):
     """``torch.load`` or safetensors for the file of a rank, and ``torch.chunk`` for its place.
 
@@ -272,6 +281,7 @@ class RankFilesReader(IndependentReader):
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
         self._files: dict[Path, Any] = {}
+        self._kept: tuple[StoredTensor, list[tuple[int, list[_Axis]]]] | None = None
 
     @cached_property
     def _metadata(self) -> StoreMetadata:
@@ -312,37 +322,52 @@ class RankFilesReader(IndependentReader):
         tensor = self._tensors[name]
         shape = [last - first for first, last in region]
         out = self.window.tensor(tuple(shape), getattr(torch, tensor.shardings[0].dtype))
-        seen: set[tuple[tuple[int, int], ...]] = set()
         missing = out.numel()
-        for sharding in tensor.shardings:
-            for rank, axes in _held(sharding):
-                key = tuple((int(axis[0]), len(axis)) for axis in axes if len(axis))
-                if key in seen or len(key) < len(axes):
-                    continue
-                seen.add(key)
-                spans = [
-                    (int(torch.searchsorted(axis, first)), int(torch.searchsorted(axis, last)))
-                    for axis, (first, last) in zip(axes, region, strict=True)
-                ]
-                if any(first >= last for first, last in spans):
-                    continue
-                part = self._part(tensor, rank)[tuple(slice(*span) for span in spans)]
-                places = [
-                    (axis[slice(*span)] - first).view(
-                        [-1 if at == of else 1 for of in range(len(axes))]
-                    )
-                    for at, (axis, span, (first, _)) in enumerate(
-                        zip(axes, spans, region, strict=True)
-                    )
-                ]
-                if places:
-                    out[tuple(places)] = part.detach()
-                else:
-                    out.copy_(part.detach())
-                missing -= part.numel()
+        for rank, axes in self._parts_of(tensor):
+            if not all(
+                axis.first < last and first < axis.last
+                for axis, (first, last) in zip(axes, region, strict=True)
+            ):
+                continue
+            spans = [
+                slice(
+                    int(torch.searchsorted(axis.numbers, first)),
+                    int(torch.searchsorted(axis.numbers, last)),
+                )
+                for axis, (first, last) in zip(axes, region, strict=True)
+            ]
+            places = [
+                (axis.numbers[span] - first).view(
+                    [-1 if of == at else 1 for of in range(len(axes))]
+                )
+                for at, (axis, span, (first, _)) in enumerate(zip(axes, spans, region, strict=True))
+            ]
+            part = self._part(tensor, rank)[tuple(spans)].detach()
+            if places:
+                out[tuple(places)] = part
+            else:
+                out.copy_(part)
+            missing -= part.numel()
         if missing:  # or the rows of the previous window would pass for these
             raise FailedError(f"{name}: {missing} elements of {list(region)} are in no file")
         return out
+
+    def _parts_of(self, tensor: StoredTensor) -> list[tuple[int, list[_Axis]]]:
+        """Return the ranks with a part that no rank before has, and what they have along each axis.
+
+        Kept for the tensor that is read now: it is asked for each of its windows.
+        """
+        if self._kept is None or self._kept[0] is not tensor:
+            found: dict[tuple[tuple[int, int, int], ...], tuple[int, list[_Axis]]] = {}
+            for rank, numbers in (one for sharding in tensor.shardings for one in _held(sharding)):
+                if all(map(len, numbers)):
+                    axes = [_Axis(one, int(one[0]), int(one[-1]) + 1) for one in numbers]
+                    found.setdefault(
+                        tuple((axis.first, axis.last, len(axis.numbers)) for axis in axes),
+                        (rank, axes),
+                    )
+            self._kept = tensor, list(found.values())
+        return self._kept[1]
 
     def _part(self, tensor: StoredTensor, rank: int) -> Any:
         """Return the part of a rank, or what can be sliced as it."""
@@ -367,10 +392,12 @@ def _held(sharding: Sharding) -> Iterator[tuple[int, list[Tensor]]]:
     """Yield each rank, and which elements it has along each axis of the tensor."""
     if sharding.boxes is not None:
         raise FailedError("parts that are listed one by one have no other reader")
-    places = torch.arange(len(sharding.members)).view(sharding.mesh)
-    for rank in sharding.ranks:
-        index = (places == sharding.members.index(rank)).nonzero()[0].tolist()
-        axes = [torch.arange(length) for length in sharding.shape]
+    whole, wanted = [torch.arange(length) for length in sharding.shape], set(sharding.ranks)
+    places = product(*map(range, sharding.mesh))
+    for rank, index in zip(sharding.members, places, strict=True):
+        if rank not in wanted:
+            continue
+        axes = list(whole)
         for extent, at, cut in zip(sharding.mesh, index, sharding.cuts, strict=True):
             if cut is not None:
                 axis, factor = cut

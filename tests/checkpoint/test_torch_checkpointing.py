@@ -21,6 +21,7 @@ from support.folders import load_dcp, to_version_1
 from support.stores import bend, tensor_in
 
 from llamaconv import (
+    FailedError,
     RefusedError,
     Target,
     convert_checkpoint,
@@ -28,6 +29,7 @@ from llamaconv import (
     open_checkpoint,
     verify_checkpoint,
 )
+from llamaconv.checkpoint.untrusted.torch_checkpointing_metadata import Sharding
 from llamaconv.cli import main
 from llamaconv.verify.compare import compare_checkpoints
 from llamaconv.verify.independent_readers import PlainReader, RankFilesReader, reader_for
@@ -111,6 +113,24 @@ def test_compare_finds_the_one_value_that_differs(home: Path) -> None:
 
 def test_the_checks_read_with_other_peoples_readers(archive: Path) -> None:
     assert isinstance(reader_for(open_checkpoint(archive / "fsdp")), RankFilesReader)
+
+
+def test_the_checks_find_parts_that_the_engine_put_in_the_wrong_order(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks the other way round: every shape fits, and every tensor is filled."""
+    rightly = Sharding._held
+
+    def reversed_(self: Sharding, place: tuple[int, ...]) -> Any:
+        return rightly(self, [n - 1 - at for n, at in zip(self.mesh, place, strict=True)])
+
+    monkeypatch.setattr(Sharding, "_held", reversed_)
+    checkpoint = open_checkpoint(archive / "main-2d-st")
+    assert not checkpoint.problems
+    plan = make_plan(checkpoint, Target(to="hf", assets=str(archive / "source")))
+    with pytest.raises(FailedError, match="bits"):
+        convert_checkpoint(plan, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
 
 
 def test_names_with_wrappers_and_a_deeper_path_are_read(home: Path) -> None:
