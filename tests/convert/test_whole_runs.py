@@ -148,6 +148,21 @@ def test_chunks_through_heads_and_halves_are_a_source_too(home: Path, tmp_path: 
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("form", ["titan-0.3", "titan-0.3 split", "titan-main"])
+def test_norms_within_the_heads_of_qwen_3_have_moments_too(tmp_path: Path, form: str) -> None:
+    params = replace(runs.PARAMS, family="qwen3", head_dim=16)
+    checkpoints.write_model(tmp_path / "assets", params)
+    source = runs.write(tmp_path / "source", runs.state(form, params))
+    for generation in ("titan-0.3", "titan-main"):
+        reference = runs.write(tmp_path / generation, runs.state(generation, params))
+        done = move(
+            source, tmp_path / "new" / generation, tmp_path, generation=generation, shards=3
+        )
+        found = assert_moved(done.target, reference)
+        assert "optimizer.state.layers.1.attention.q_norm.weight.exp_avg" in found
+
+
+@pytest.mark.thorough
 def test_a_run_of_four_ranks_moves_whole(tmp_path: Path) -> None:
     params = replace(
         checkpoints.GQA, n_heads=9, n_kv_heads=3, head_dim=6, ffn_dim=90, vocab_size=81

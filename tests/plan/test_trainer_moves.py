@@ -163,3 +163,19 @@ def test_the_same_names_and_chunks_are_nothing_to_convert(
     (error,) = problems(_nothing, generation="titan-0.2")
     assert "nothing to convert" in error.message
     assert not problems(_nothing, generation="titan-0.2", shards=2)
+
+
+@pytest.mark.parametrize("of", ["the model", "the optimizer"])
+def test_biases_are_not_left_behind(tmp_path: Path, of: str) -> None:
+    weights = checkpoints.tensors(runs.PARAMS)
+    assets = checkpoints.write(tmp_path / "assets", weights, num_hidden_layers=2)
+    state = runs.state("titan-0.3 split")
+    name = "layers.0.attention.qkv_linear.wq.bias"
+    if of == "the model":
+        state[name] = torch.zeros(64)
+    else:
+        state["optimizer"][f"state.{name}.exp_avg"] = torch.zeros(64)
+    source = open_checkpoint(runs.write(tmp_path / "run", state))
+    options = {"with_optimizer": True, "assets": str(assets)}
+    (error,) = make_plan(source, Target(generation="titan-main", **options)).errors
+    assert f"has 1 biases ({name})" in error.message
