@@ -287,11 +287,11 @@ class _Parameters:
                 "TorchTitan does not have; without --with-optimizer the model alone is converted",
                 tuple(unknown),
             )
-        if biases := self._biases():
+        # A model with biases has been refused.
+        if biases := [one.name for (role, _), one in self.of.items() if role.endswith(".bias")]:
             yield Problem(
-                f"{path}: has {len(biases)} biases ({first_few(biases, 2)}), and how the releases join "
-                "those of q, k and v in an optimizer is not known. Leave --with-optimizer out to convert "
-                "the model alone",
+                f"{path}: the optimizer has state of {len(biases)} biases ({first_few(biases, 2)}), and "
+                "the model has none: it is of another model",
                 tuple(biases),
             )
             return
@@ -310,12 +310,6 @@ class _Parameters:
             )
         yield from self._incomplete()
         yield from self._wrong_shapes()
-
-    def _biases(self) -> list[str]:
-        """Return the names of biases, of the model or of the optimizer alone."""
-        of_model = {name: identify(name, self.source.naming) for name in self.source.tensors}
-        found = [name for name, known in of_model.items() if known and _is_bias(known[0].name)]
-        return found or [one.name for (role, _), one in self.of.items() if _is_bias(role)]
 
     def _why_lacking(self, lost: Sequence[str]) -> str:
         if all(name.endswith(("output.weight", "lm_head.weight")) for name in lost):
@@ -519,10 +513,6 @@ def _left_out(source: Checkpoint, target: Target, state: TrainerState) -> Iterat
             f"{source.path}: the run goes on without a part of its state, {why}. TorchTitan needs "
             f"--checkpoint.exclude_from_loading {','.join(lacking)} when it resumes from the target"
         )
-
-
-def _is_bias(role: str) -> bool:
-    return role.endswith(".bias")
 
 
 def _is_same(one: StoredValue, other: StoredValue) -> bool:

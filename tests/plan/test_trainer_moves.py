@@ -178,4 +178,4 @@ def test_biases_are_not_left_behind(tmp_path: Path, of: str) -> None:
     source = open_checkpoint(runs.write(tmp_path / "run", state))
     options = {"with_optimizer": True, "assets": str(assets)}
     (error,) = make_plan(source, Target(generation="titan-main", **options)).errors
-    assert f"has 1 biases ({name})" in error.message
+    assert "biases" in error.message and name in error.message
