@@ -36,6 +36,7 @@ class Other:
         kind: "model" for another model or format, which the names of all tensors show; "scheme"
             for the tables of quantised weights and "head" for that of another task, which a Llama's
             tensors may be next to.
+        least: How many such files it has at least; fewer may be somebody else's.
     """
 
     what: str
@@ -44,6 +45,7 @@ class Other:
     files: tuple[str, ...] = ()
     looks_like_ours: bool = False
     kind: Literal["model", "scheme", "head"] = "model"
+    least: int = 1
 
     def names(self, names: Iterable[str]) -> list[str]:
         """Return the tensors of ``names`` by which it is recognised."""
@@ -51,7 +53,8 @@ class Other:
 
     def its_files(self, names: Iterable[str]) -> list[str]:
         """Return the files of ``names`` by which it is recognised."""
-        return [name for name in names if any(fnmatchcase(name, one) for one in self.files)]
+        found = [name for name in names if any(fnmatchcase(name, one) for one in self.files)]
+        return found if len(found) >= self.least else []
 
 
 def _family(what: str, tensors: str) -> Other:
@@ -140,6 +143,16 @@ _OTHERS = (
         "The distributed checkpoint was not saved completely (each rank has its part, and "
         ".metadata is written last), or the download left out the hidden file",
         files=("*.distcp",),
+    ),
+    Other(
+        "files of ranks, as torch_checkpointing saves them, but no metadata.pkl",
+        "It says which part of which tensor each file has, and is written for items with a resharder "
+        "alone. Copy it from where the checkpoint was saved, or save again with "
+        "ItemSpec(resharder=DefaultResharder()) for the model",
+        files=("model_[0-9].pt", "model_[0-9]*[0-9].pt", "model_[0-9].safetensors",
+               "model_[0-9]*[0-9].safetensors"),
+        looks_like_ours=True,
+        least=2,
     ),
     Other(
         "vLLM's sharded state, which is cut and fused for its own ranks",

@@ -199,6 +199,14 @@ def test_a_file_of_that_name_next_to_a_model_is_not_ours(tmp_path: Path) -> None
     assert open_checkpoint(folder).format == "huggingface"
 
 
+@pytest.mark.parametrize("kind", ["fsdp", "main-2d-st"])
+def test_files_of_ranks_without_the_metadata_are_named(home: Path, kind: str) -> None:
+    (home / kind / "metadata.pkl").unlink()
+    with pytest.raises(RefusedError, match=r"but no metadata\.pkl \(model_0\.") as caught:
+        open_checkpoint(home / kind)
+    assert len(caught.value.problems) == 1
+
+
 # Bad input: one error each, which says the file or the tensor and the cause.
 
 
