@@ -2,7 +2,7 @@
 
 A DCP is opened without it (`dcp.open_dcp`); this reads it for a conversion that carries it along. Its
 tensors are those of the optimizer. All else is one ``torch.save`` archive per entry, of a number, a
-tuple or bytes: these are located, and only two numbers of a scheduler are ever opened, as data.
+tuple or bytes: these are located, and for 0.2.x three numbers are opened, as data.
 """
 
 from __future__ import annotations
