@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llamaconv.checkpoint.checkpoint import Checkpoint, ModelConfig
+from llamaconv.checkpoint.fetch_ahead import MOST_BYTES
 from llamaconv.checkpoint.tensors import DTYPE_BYTES, Location
 from llamaconv.checkpoint.trainer_state import MadeValue, StoredValue
 from llamaconv.model.names import OPTIMIZER, Layout, Role, whole
@@ -177,6 +178,11 @@ class Plan:
         return dict(Counter(kinds.values()))
 
     @property
+    def peak_memory_bytes(self) -> int:
+        """`PEAK_MEMORY_BYTES`, and what is on its way from another machine."""
+        return PEAK_MEMORY_BYTES + (MOST_BYTES if self.source.repository else 0)
+
+    @property
     def counts(self) -> dict[str, int]:
         """Number of tensors per class: moved, dropped, unknown, missing."""
         moved = {move.source for move in self.written}
@@ -213,7 +219,7 @@ class Plan:
             (those of `LlamaParams`, or null), ``moves`` (source, target, operation, dtype, shape,
             reason), ``counts`` (see `counts`), ``trainer_state`` (see `trainer_state`), ``problems`` and ``warnings`` (messages),
             ``unknown`` and ``missing`` (tensor names), ``bytes_to_read``, ``bytes_to_write``,
-            ``peak_memory_bytes`` (`PEAK_MEMORY_BYTES`), and ``releases`` (what each TorchTitan
+            ``peak_memory_bytes`` (see `peak_memory_bytes`), and ``releases`` (what each TorchTitan
             release makes of the model: release, generation, flavour, why; empty unless the target
             is a DCP).
         """
@@ -241,7 +247,7 @@ class Plan:
             "missing": list(self.missing),
             "bytes_to_read": self.bytes_to_read,
             "bytes_to_write": self.bytes_to_write,
-            "peak_memory_bytes": PEAK_MEMORY_BYTES,
+            "peak_memory_bytes": self.peak_memory_bytes,
             "releases": [
                 dict(zip(("release", "generation", "flavour", "why"), row, strict=True))
                 for row in (releases.rows if releases else ())
@@ -276,14 +282,14 @@ class Plan:
         return FoldedTable(columns, folds, caption=self.summary(), right=("shape",), most=most)
 
     def cost(self) -> Table:
-        """Return tensors per operation, bytes to read and to write, and `PEAK_MEMORY_BYTES`."""
+        """Return tensors per operation, bytes to read and to write, and `peak_memory_bytes`."""
         operations = Counter(move.operation for move in self.moves)
         rows = [
             *((f"tensors: {operation}", number) for operation, number in operations.items()),
             *((f"trainer's state: {kind}", number) for kind, number in self.trainer_state.items()),
             ("bytes to read", size(self.bytes_to_read)),
             ("bytes to write", size(self.bytes_to_write)),
-            ("memory on top of torch, at most", size(PEAK_MEMORY_BYTES)),
+            ("memory on top of torch, at most", size(self.peak_memory_bytes)),
         ]
         return Table(("cost", ""), rows, right=("",))
 

@@ -183,6 +183,7 @@ def test_token_is_sent_to_the_hub_and_not_to_redirects(
 def test_plan_of_a_repository_lists_moves_and_problems(hub: Hub, source: Path) -> None:
     there, here = (json.loads(llamaconv("plan", s, "--json").stdout) for s in (MODEL, str(source)))
     assert there["moves"] == here["moves"]
+    assert there["peak_memory_bytes"] > here["peak_memory_bytes"], "ranges are on their way"
     checkpoints.edit_json(source / "config.json", lambda config: config.update(hidden_act="gelu"))
     done = llamaconv("plan", MODEL)
     assert done.returncode == 2
