@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -449,3 +451,22 @@ def test_a_small_file_with_other_bytes_is_refused(away: Away) -> None:
     away.hub.misbehave = other
     said = away.refusal(status=1)
     assert "tokenizer.json: its git blob id is" in said
+
+
+@pytest.mark.thorough
+def test_ranks_share_the_fetching_and_write_the_same_bytes(away: Away, tmp_path: Path) -> None:
+    run = away.run("--quiet", "--shards", "3", target=tmp_path / "one")
+    assert run.status == 0, run.said
+    before = away.hub.bytes_sent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words = ["--nproc-per-node", "2", "-m", "llamaconv", "convert", MODEL, str(tmp_path / "two")]
+    done = subprocess.run(
+        [*command, *words, "--shards", "3", "--quiet"],
+        env={**os.environ, **asking(away.hub.endpoint, tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    # Each lists the repository and reads its headers.
+    assert away.hub.bytes_sent - before < away.total + 2 * (HEADER_BYTES * 3 + 20_000) + 60_000
