@@ -108,10 +108,10 @@ def test_filesystem_that_refuses_at_the_first_write(
 def test_filesystem_that_refuses_to_open(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = os.open
 
-    def refuse(name: Path, flags: int, *rest: int) -> int:
+    def refuse(name: Path, flags: int, *rest: int, **options: int) -> int:
         if flags & direct._O_DIRECT:
             raise OSError(errno.EINVAL, "no")
-        return opened(name, flags, *rest)
+        return opened(name, flags, *rest, **options)
 
     monkeypatch.setattr(os, "open", refuse)
     data = random.Random(2).randbytes(3 * BUFFER + 5)

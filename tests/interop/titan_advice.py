@@ -12,6 +12,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -90,10 +91,11 @@ def logits(titan: Titan, asked: dict[Key, Asked]) -> dict[Key, torch.Tensor]:
     All in one process, since TorchTitan takes far longer to import than to run a small model.
     """
     runs = []
+    folder = Path(mkdtemp(prefix="words-", dir=titan.scratch))
     for i, (advice, dcp, ids) in enumerate(asked.values()):
-        job = advice.job(titan.scratch / f"words {i}", tokenizer=titan.scratch)
+        job = advice.job(folder / f"{i}", tokenizer=titan.scratch)
         runs.append(job | {"name": f"{i}", "dcp": dcp, "tokens": ids.tolist()})
-    saved, _ = titan.run("logits", {"runs": runs}, "advice", "advice_side.py")
+    saved, _ = titan.run("logits", {"runs": runs}, folder.name, "advice_side.py")
     return dict(zip(asked, saved.values(), strict=True))
 
 
