@@ -108,6 +108,9 @@ def receipt(folder: Path) -> Reading:
         del entries["source"][name]
     for name in _CUT:
         del entries["target"][name]
+    # Receipts of earlier versions lack these.
+    entries["params"].setdefault("family", "llama")
+    entries["params"].setdefault("rope_entry", "")
     target = entries["target"]
     if target["to"] != "dcp":
         # Only a DCP leaves a choice.

@@ -43,6 +43,19 @@ def test_unchanged_target_passes_and_any_flipped_bit_is_found(
     assert verify_checkpoint(target).ok
 
 
+def test_damage_around_the_weights_that_torch_cannot_read_is_found(
+    source: Path, convert: Callable[..., Conversion]
+) -> None:
+    """No digest is of those bytes."""
+    file = convert(source, verified=False).target / "__0_0.distcp"
+    content = bytearray(file.read_bytes())
+    content[content.index(b".data/serialization_id") + 60] ^= 128  # no letter of UTF-8 any more
+    file.write_bytes(content)
+    digests = verify_checkpoint(file.parent).checks[1]
+    assert not digests.ok
+    assert "torch's own loader fails" in digests.detail
+
+
 def test_folder_without_a_receipt_is_refused_without_its_source(source: Path) -> None:
     with pytest.raises(RefusedError, match="llamaconv verify SRC DST"):
         verify_checkpoint(source)
