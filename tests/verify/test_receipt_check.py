@@ -49,7 +49,8 @@ def test_damage_around_the_weights_that_torch_cannot_read_is_found(
     """No digest is of those bytes."""
     file = convert(source, verified=False).target / "__0_0.distcp"
     content = bytearray(file.read_bytes())
-    content[content.index(b".data/serialization_id") + 60] ^= 128  # no letter of UTF-8 any more
+    # 22 letters of its name and 50 bytes of padding before it; 128 is no letter of UTF-8.
+    content[content.index(b".data/serialization_id") + 80] ^= 128
     file.write_bytes(content)
     digests = verify_checkpoint(file.parent).checks[1]
     assert not digests.ok
