@@ -91,7 +91,7 @@ def test_conversion_leaves_the_kernel_free_survives_a_reload_and_is_cancelled_an
 
     shutil.rmtree(lab.folder / "mine")
     live.locator("select >> nth=2").select_option("half_split")
-    live.locator("select >> nth=2").select_option("interleaved")
+    live.locator("select >> nth=2").select_option("auto")
     live.locator("text=no longer exists").wait_for()
     assert not button.is_disabled()
     assert not lab.errors()

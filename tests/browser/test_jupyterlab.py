@@ -34,9 +34,9 @@ def test_every_control_works_by_keyboard_and_changes_what_is_shown(ran: tuple[st
         output = panel.locator(".widget-html.jp-RenderedHTMLCommon").first
         for kind, selector, pressed in (
             ("slider", ".noUi-handle", ["ArrowRight"]),
-            ("dropdown", "select", ["End"]),
-            ("text", "input[type=text]", ["w", "1", "Enter"]),
-            ("checkbox", "input[type=checkbox]", ["Space"]),
+            ("dropdown", "select:enabled", ["End"]),
+            ("text", "input[type=text]:enabled", ["w", "1", "Enter"]),
+            ("checkbox", "input[type=checkbox]:enabled", ["Space"]),
         ):
             control = panel.locator(selector).first
             if not control.count() or kind in worked:
@@ -74,7 +74,7 @@ def test_the_converter_by_keyboard(lab: Lab) -> None:
     lab.page.keyboard.press("Enter")
     panel.locator("text=elsewhere --shards 2").first.wait_for()
     assert "--overwrite" not in output.inner_text()
-    panel.locator("input[type=checkbox]").focus()
+    panel.get_by_role("checkbox", name="overwrite").focus()
     lab.page.keyboard.press("Space")
     panel.locator("text=--overwrite").first.wait_for()
     button.focus()
