@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from llamaconv.checkpoint.buffers import scratch
 from llamaconv.checkpoint.hub_address import HubFile
-from llamaconv.report.errors import FailedError
+from llamaconv.report.errors import STOPPED, FailedError
 
 # A request costs a round trip, and a range needs memory: 16 of 4 MiB fill 1 GB/s at 60 ms.
 RANGE_BYTES = 4 << 20
@@ -26,8 +26,6 @@ _REQUESTS_AT_ONCE = 16
 _MOST_RANGES = _REQUESTS_AT_ONCE + 4
 MOST_BYTES = _MOST_RANGES * RANGE_BYTES
 """Most memory of all buffers."""
-
-STOPPED = "stopped, another thread failed"
 
 
 @dataclass(eq=False)

@@ -14,14 +14,13 @@ from urllib.parse import urlsplit
 
 from llamaconv.checkpoint.hub_address import HubAddress
 from llamaconv.checkpoint.hub_errors import as_refusals, host, refused
-from llamaconv.report.errors import FailedError, RefusedError
+from llamaconv.report.errors import STOPPED, FailedError, RefusedError
 
 # Seconds before a host is asked again that did not send a byte.
 WAITS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 _LONGEST_WAIT = 300
 BUSY = (408, 429, 500, 502, 503, 504)
 """Answers of a host that is to be asked again."""
-_STOPPED = "stopped, another thread failed"
 
 
 class HubRanges:
@@ -56,7 +55,7 @@ class HubRanges:
             error = request.run()
             done += request.done
             if stop.is_set():
-                raise FailedError(_STOPPED)
+                raise FailedError(STOPPED)
             if error is None:
                 continue
             if request.done:

@@ -20,7 +20,7 @@ import xxhash
 from llamaconv.checkpoint.buffers import ReusableBuffer, scratch
 from llamaconv.convert.direct import DirectFile
 from llamaconv.convert.journal import Journal, JournalEntry
-from llamaconv.report.errors import FailedError
+from llamaconv.report.errors import STOPPED, FailedError
 
 # At most this much of a file is written again after a kill. Shorter files have no journal.
 _JOURNAL_BYTES = 8 << 20
@@ -233,7 +233,7 @@ class Output:
         n_bytes = rows * payload.bytes_per_row
         for block in payload.read(rows):
             if self._stop.is_set():
-                raise FailedError("stopped, another thread failed")
+                raise FailedError(STOPPED)
             digest.update(block)
             self.write(block)
             self._count(len(block), 0)

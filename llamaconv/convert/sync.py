@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamaconv.convert.output import Output
-from llamaconv.report.errors import FailedError
+from llamaconv.report.errors import STOPPED, FailedError
 
 # macOS has none of its own.
 _sync_data = getattr(os, "fdatasync", os.fsync)
@@ -62,7 +62,7 @@ class BackgroundSync:
         """Wait until a file may be begun. Raises `FailedError` once ``stop`` is set."""
         while not self._room.acquire(timeout=_REST_SECONDS):
             if self._stop.is_set():
-                raise FailedError("stopped, another thread failed")
+                raise FailedError(STOPPED)
 
     def begin(self, output: Output) -> OpenFile:
         """Add ``output``, which is going to be written."""

@@ -91,6 +91,10 @@ class FailedError(LlamaconvError):
     """The machine or a check failed during the work; the target is unchanged. Exit status 1."""
 
 
+STOPPED = "stopped, another thread failed"
+"""What a thread raises that ends only because another one failed, whose error is reported."""
+
+
 class UnusableError(FailedError):
     """The same, and no later run can reuse what was written."""
 

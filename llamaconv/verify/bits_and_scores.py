@@ -24,7 +24,7 @@ from llamaconv.model import forward, rope
 from llamaconv.model.names import Layout
 from llamaconv.plan.plan import Move, Plan
 from llamaconv.ranks import ALONE, Ranks
-from llamaconv.report.errors import FailedError, first_few
+from llamaconv.report.errors import STOPPED, FailedError, first_few
 from llamaconv.report.progress import Progress
 from llamaconv.verify.independent_readers import WHOLE_BYTES, IndependentReader
 from llamaconv.verify.results import SCORE_TOLERANCE, Check, TensorResult
@@ -97,7 +97,7 @@ class Comparison:
         Raises:
             FailedError: A reader failed.
         """
-        for batch in _batches(moves):
+        for batch in _groups([move] for move in moves):
             self.source.prefetch([move.source for move in batch])
             self.target.prefetch([move.target_name for move in batch])
             for move in batch:
@@ -250,7 +250,7 @@ def compare_all(
     def count(n_bytes: int) -> None:
         nonlocal done
         if stop.is_set():
-            raise FailedError("stopped, another thread failed")
+            raise FailedError(STOPPED)
         with lock:
             done += n_bytes
             so_far = done
@@ -299,7 +299,7 @@ def _units(plan: Plan) -> list[list[Move]]:
 
 
 def _groups(units: Iterable[list[Move]]) -> Iterator[list[Move]]:
-    """Group short units in order, so that small tensors are loaded together."""
+    """Group moves in order: small tensors are loaded together, long ones alone, units stay whole."""
     group: list[Move] = []
     for unit in units:
         if group and sum(move.nbytes for move in [*group, *unit]) > 2 * WHOLE_BYTES:
@@ -372,15 +372,3 @@ def _in_words(tensor: Tensor) -> bool:
 
 def _words(tensor: Tensor) -> Tensor:
     return tensor.view(-1).view(torch.int64)
-
-
-def _batches(moves: Iterable[Move]) -> Iterator[list[Move]]:
-    """Group moves in order, so that small tensors are loaded together and long ones alone."""
-    batch: list[Move] = []
-    for move in moves:
-        if batch and sum(m.nbytes for m in batch) + move.nbytes > 2 * WHOLE_BYTES:
-            yield batch
-            batch = []
-        batch.append(move)
-    if batch:
-        yield batch

@@ -147,7 +147,7 @@ class Rebuilt:
             progress("verify", now, total)
 
         def rebuild(name: str) -> _Outcome:
-            with closing(RebuiltReader(target, self.plan, lock)) as reader:
+            with closing(RebuiltReader(target, self.plan)) as reader:
                 return self._rebuild(name, reader, count)
 
         with ThreadPoolExecutor(n_threads) as pool:
@@ -213,14 +213,13 @@ class RebuiltReader(IndependentReader):
 
     reader = "the reader of the target"
 
-    def __init__(self, target: Checkpoint, plan: Plan, lock: threading.Lock | None = None) -> None:
-        """Read ``target``, the result of ``plan``; ``lock`` is shared with other readers of it."""
+    def __init__(self, target: Checkpoint, plan: Plan) -> None:
+        """Read ``target``, the result of ``plan``."""
         super().__init__(target)
         self._target = reader_for(target)
         self._moves = {move.source: move for move in reversed(plan.written)}
         self._params, _ = plan.ready()
         self._layout = plan.target.layout
-        self._lock = lock or threading.Lock()
         self._ordered = TensorBuffer()
         self._stored = torch.empty(0)
 
@@ -236,19 +235,19 @@ class RebuiltReader(IndependentReader):
 
     def are_equal(self, one: Move, other: Move) -> bool:
         """Return whether two tensors of the target, which are not reordered, have the same bits."""
-        there = reader_for(self.checkpoint)
         row_bytes = one.nbytes // one.shape[0]
         step = max(1, WINDOW_BYTES // row_bytes)
-        self._target.prefetch([one.target_name])
-        there.prefetch([other.target_name])
-        return all(
-            count_different(
-                self._target.rows(one.target_name, first, min(first + step, one.shape[0])),
-                there.rows(other.target_name, first, min(first + step, one.shape[0])),
+        with closing(reader_for(self.checkpoint)) as there:
+            self._target.prefetch([one.target_name])
+            there.prefetch([other.target_name])
+            return all(
+                count_different(
+                    self._target.rows(one.target_name, first, min(first + step, one.shape[0])),
+                    there.rows(other.target_name, first, min(first + step, one.shape[0])),
+                )
+                == 0
+                for first in range(0, one.shape[0], step)
             )
-            == 0
-            for first in range(0, one.shape[0], step)
-        )
 
     def shows_wrong_rows(self, move: Move, rows: Tensor) -> bool:
         """Return whether ``rows``, the last that were read, differ from those in the other layout."""
@@ -261,8 +260,7 @@ class RebuiltReader(IndependentReader):
         return count_different(rows, rows.index_select(0, order)) > 0
 
     def _prefetch(self, names: Sequence[str]) -> None:
-        with self._lock:  # torch's loader changes the filters of warnings
-            self._target.prefetch([self._moves[name].target_name for name in names])
+        self._target.prefetch([self._moves[name].target_name for name in names])
 
     def _rows(self, name: str, first: int, last: int) -> Tensor:
         move = self._moves[name]
