@@ -13,9 +13,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from llamaconv.checkpoint.address import local, path_or_address
 from llamaconv.checkpoint.digests import difference, hasher
 from llamaconv.checkpoint.hub import Repository, connect
-from llamaconv.checkpoint.hub_address import HubAddress, local, path_or_address
+from llamaconv.checkpoint.hub_address import HubAddress
 from llamaconv.report.errors import FailedError, Problem, RefusedError, first_few, warning
 from llamaconv.report.progress import Progress, no_progress
 from llamaconv.report.tables import size

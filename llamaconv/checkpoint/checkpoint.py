@@ -13,9 +13,10 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llamaconv.checkpoint.hub_address import HubFile, local
+from llamaconv.checkpoint.address import local
 from llamaconv.checkpoint.model_order import folded_rows, in_order, where
 from llamaconv.checkpoint.receipt import Receipt
+from llamaconv.checkpoint.remote_file import RemoteFile
 from llamaconv.checkpoint.tensors import TensorInfo
 from llamaconv.model.names import Layout
 from llamaconv.model.params import LlamaParams
@@ -54,7 +55,7 @@ class ModelConfig:
         problems: What is wrong in it and, as warnings, what it leaves out and what is used instead.
     """
 
-    path: Path | HubFile
+    path: Path | RemoteFile
     entries: Mapping[str, Any]
     params: LlamaParams | None
     problems: tuple[Problem, ...]
@@ -75,13 +76,13 @@ class Checkpoint:
         ignored: Files and tensors that are left out on purpose.
         receipt: The receipt, if llamaconv wrote the checkpoint.
         config: config.json or params.json; None if there is none that can be read.
-        repository: The repository, with the headers that were read from it; None for local files,
+        remote: The repository or the folder of a store, with what was read of it; None for local files,
             which can be read again.
         seen: Size in bytes and time of modification in nanoseconds of each local file when it was
             opened.
     """
 
-    path: Path | HubFile
+    path: Path | RemoteFile
     format: Format
     tensors: dict[str, TensorInfo]
     naming: str | None
@@ -91,7 +92,7 @@ class Checkpoint:
     ignored: tuple[Ignored, ...] = ()
     receipt: Receipt | None = field(default=None, repr=False)
     config: ModelConfig | None = field(default=None, repr=False)
-    repository: RemoteFolder | None = field(default=None, repr=False, compare=False)
+    remote: RemoteFolder | None = field(default=None, repr=False, compare=False)
     seen: Mapping[Path, tuple[int, int] | None] = field(default_factory=dict, repr=False)
 
     def remembered(self) -> Checkpoint:
@@ -100,7 +101,7 @@ class Checkpoint:
 
     def changed(self) -> list[Problem]:
         """Return a problem for each file that was deleted or modified after it was opened."""
-        return [
+        found = [
             Problem(
                 f"{file}: {'modified' if now else 'deleted'} since it was opened; open the "
                 "source again when nothing writes to it"
@@ -108,11 +109,12 @@ class Checkpoint:
             for file, before in self.seen.items()
             if (now := _state(file)) != before
         ]
+        return found + (self.remote.changed() if self.remote else [])
 
     @property
-    def folder(self) -> Path | HubFile:
+    def folder(self) -> Path | RemoteFile:
         """The folder of its files; ``path`` may be a file in it."""
-        if isinstance(self.path, HubFile) or self.path.is_dir():
+        if isinstance(self.path, RemoteFile) or self.path.is_dir():
             return self.path
         return self.path.parent
 
@@ -131,9 +133,8 @@ class Checkpoint:
     def file_bytes(self) -> dict[str, int]:
         """Bytes of each file that holds tensors, by its name."""
         files = {piece.file for tensor in self.tensors.values() for piece in tensor.pieces}
-        sizes = self.repository.files if self.repository else {}
         return {
-            file.name: file.stat().st_size if isinstance(file, Path) else sizes[file.name]
+            file.name: file.stat().st_size if isinstance(file, Path) else file.size
             for file in sorted(files, key=lambda file: file.name)
         }
 
@@ -177,7 +178,7 @@ class Checkpoint:
         """
         return {
             "path": str(self.path),
-            "commit": self.path.commit if isinstance(self.path, HubFile) else None,
+            "commit": self.path.commit if isinstance(self.path, RemoteFile) else None,
             "format": self.format,
             "generation": self.generation,
             "rope": self.rope,

@@ -7,23 +7,23 @@ the header of each entry.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 
 from llamaconv.checkpoint import receipt
 from llamaconv.checkpoint.checkpoint import Checkpoint, Ignored
+from llamaconv.checkpoint.folder import OpenableFolder
 from llamaconv.checkpoint.fused import mixed_generations
 from llamaconv.checkpoint.other_families import what_names_are
 from llamaconv.checkpoint.tensors import Piece, TensorInfo
 from llamaconv.checkpoint.untrusted.dcp_metadata import (
     NAME,
     EntryLocation,
+    Metadata,
     Offsets,
     TensorEntry,
     UnknownEntry,
-    read_metadata,
+    read_metadata_of,
 )
-from llamaconv.checkpoint.untrusted.files import open_file
 from llamaconv.checkpoint.untrusted.torch_archive import Archive
 from llamaconv.checkpoint.weight_sets import is_complete
 from llamaconv.model.families import FAMILIES, family_with
@@ -49,7 +49,7 @@ _NO_MODEL = (
 Locations = Mapping[tuple[str, Offsets | None], EntryLocation]
 
 
-def open_dcp(folder: Path) -> Checkpoint:
+def open_dcp(folder: OpenableFolder) -> Checkpoint:
     """Open a folder from its metadata and the headers of its entries.
 
     State of the trainer is ignored and listed.
@@ -58,13 +58,15 @@ def open_dcp(folder: Path) -> Checkpoint:
         RefusedError: The metadata cannot be trusted or read. Everything else that is wrong is in
             ``problems``.
     """
-    metadata = read_metadata(folder)
-    problems = [warning(f"{folder / NAME}: {addition}") for addition in metadata.additions]
-    written = receipt.try_read(folder, problems) or receipt_of_step_0(folder, problems)
+    path = folder.path
+    metadata = read_metadata_of(path / NAME, folder.open(NAME))
+    problems = [warning(f"{path / NAME}: {addition}") for addition in metadata.additions]
+    written = receipt.try_read_in(folder, problems) or receipt_of_step_0(folder, problems)
     ignored = IgnoredEntries()
     tensors: dict[str, TensorInfo] = {}
     of_trainer: dict[str, list[str]] = {}
     lost = _lost_in_files(folder, metadata.locations, problems)
+    _fetch_headers(folder, metadata, lost)
     for name, entry in metadata.entries.items():
         if key := trainer_state(name):
             ignored.add(key, "state of the trainer, not of the model")
@@ -75,12 +77,12 @@ def open_dcp(folder: Path) -> Checkpoint:
         elif name in lost:
             continue
         elif isinstance(entry, UnknownEntry):
-            problems.append(Problem(f"{folder / NAME}: tensor {name}: {entry.reason}", (name,)))
+            problems.append(Problem(f"{path / NAME}: tensor {name}: {entry.reason}", (name,)))
         elif entry is not None:
             try:
                 tensors[name] = entry_tensor(folder, name, entry, metadata.locations)
             except (OSError, ValueError) as error:
-                problems.append(Problem(f"{folder}: tensor {name}: {error}", (name,)))
+                problems.append(Problem(f"{path}: tensor {name}: {error}", (name,)))
         else:
             ignored.add(name, "not a tensor")
     names = tensors.keys() | (lost if not tensors else set())
@@ -88,12 +90,12 @@ def open_dcp(folder: Path) -> Checkpoint:
     problems += mixed_generations(names, naming)
     others = other_models(of_trainer)
     if names:
-        problems += [warning(f"{folder}: {other}") for other in others]
+        problems += [warning(f"{path}: {other}") for other in others]
     if naming is None:
         what = what_names_are(names) if names else next(others, _NO_MODEL)
-        problems.append(Problem(f"{folder}: {what}", tuple(names), explains_missing=True))
+        problems.append(Problem(f"{path}: {what}", tuple(names), explains_missing=True))
     return Checkpoint(
-        path=folder,
+        path=path,
         format="dcp",
         tensors=tensors,
         naming=naming,
@@ -124,7 +126,9 @@ def naming_of_states(names: Collection[str]) -> str | None:
     return best_naming(names, _NAMINGS)
 
 
-def _lost_in_files(folder: Path, locations: Locations, problems: list[Problem]) -> set[str]:
+def _lost_in_files(
+    folder: OpenableFolder, locations: Locations, problems: list[Problem]
+) -> set[str]:
     """Return the tensors whose files are missing or too short; add one problem per file."""
     ends: dict[str, int] = {}
     names: dict[str, set[str]] = {}
@@ -133,14 +137,13 @@ def _lost_in_files(folder: Path, locations: Locations, problems: list[Problem]) 
         names.setdefault(location.file, set()).add(name)
     lost: set[str] = set()
     for file, expected in ends.items():
-        path = folder / file
-        found = path.stat().st_size if path.is_file() else None
+        found = folder.size_of(file)
         if found is not None and found >= expected:
             continue
         what = "not found" if found is None else f"cut to {found} of {expected} bytes"
         problems.append(
             Problem(
-                f"{path}: {what}; it holds parts of {len(names[file])} tensors "
+                f"{folder.path / file}: {what}; it holds parts of {len(names[file])} tensors "
                 f"({first_few(sorted(names[file]), 3)}). The save or the download is incomplete",
                 tuple(sorted(names[file])),
             )
@@ -149,15 +152,38 @@ def _lost_in_files(folder: Path, locations: Locations, problems: list[Problem]) 
     return lost
 
 
-def receipt_of_step_0(folder: Path, problems: list[Problem]) -> receipt.Receipt | None:
+def receipt_of_step_0(folder: OpenableFolder, problems: list[Problem]) -> receipt.Receipt | None:
     """Return the receipt of the step-0 that a later step of TorchTitan was trained from."""
-    origin = folder.absolute().parent / "step-0"
-    found = receipt.try_read(origin, problems) if folder.name.startswith("step-") else None
-    if found:
+    origin = folder.beside("step-0") if folder.path.name.startswith("step-") else None
+    found = receipt.try_read_in(origin, problems) if origin else None
+    if origin and found:
         problems.append(
-            warning(f"{folder}: no receipt; using the parameters and the layout of {origin}")
+            warning(
+                f"{folder.path}: no receipt; using the parameters and the layout of {origin.path}"
+            )
         )
     return found
+
+
+# What torch.save writes around the bytes of a tensor: before them, and after them.
+_HEAD_BYTES, _TAIL_BYTES = 2048, 1536
+
+
+def _fetch_headers(folder: OpenableFolder, metadata: Metadata, lost: Container[str]) -> None:
+    """Have the headers of all entries that are going to be read fetched together."""
+    wanted = {
+        name
+        for name, entry in metadata.entries.items()
+        if isinstance(entry, TensorEntry)
+        and not (trainer_state(name) or why_needless(name) or name in lost)
+    }
+    parts: list[tuple[str, int, int]] = []
+    for (name, _), at in metadata.locations.items():
+        if name in wanted:
+            end = at.offset + at.length
+            parts.append((at.file, at.offset, min(at.offset + _HEAD_BYTES, end)))
+            parts.append((at.file, max(at.offset, end - _TAIL_BYTES), end))
+    folder.fetch(parts)
 
 
 def other_models(
@@ -200,7 +226,9 @@ class IgnoredEntries:
         )
 
 
-def entry_tensor(folder: Path, name: str, entry: TensorEntry, locations: Locations) -> TensorInfo:
+def entry_tensor(
+    folder: OpenableFolder, name: str, entry: TensorEntry, locations: Locations
+) -> TensorInfo:
     """Return the tensor ``name`` of the checkpoint in ``folder``, from the headers of its chunks.
 
     Raises:
@@ -213,7 +241,7 @@ def entry_tensor(folder: Path, name: str, entry: TensorEntry, locations: Locatio
             raise ValueError(f"its chunk at {list(offsets)} is in no file")
         location = locations[name, offsets]
         offset = payload_offset(folder, location, entry.dtype, sizes)
-        pieces.append(Piece(folder / location.file, offset, offsets, sizes))
+        pieces.append(Piece(folder.path / location.file, offset, offsets, sizes))
     tensor = TensorInfo(name, entry.dtype, entry.shape, tuple(pieces))
     if wrong := tensor.coverage_error():
         raise ValueError(wrong)
@@ -221,7 +249,7 @@ def entry_tensor(folder: Path, name: str, entry: TensorEntry, locations: Locatio
 
 
 def payload_offset(
-    folder: Path, location: EntryLocation, dtype: str, shape: tuple[int, ...]
+    folder: OpenableFolder, location: EntryLocation, dtype: str, shape: tuple[int, ...]
 ) -> int:
     """Return the byte in its file at which the values of one entry begin.
 
@@ -231,7 +259,7 @@ def payload_offset(
         ValueError: The entry does not hold a tensor of this dtype and shape.
         OSError: The file cannot be read.
     """
-    with open_file(folder / location.file) as file:
+    with folder.open(location.file) as file:
         try:
             archive = Archive(file, location.offset, location.length)
             found = archive.tensor(archive.value)

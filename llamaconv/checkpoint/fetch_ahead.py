@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from llamaconv.checkpoint.buffers import scratch
-from llamaconv.checkpoint.hub_address import HubFile
+from llamaconv.checkpoint.remote_file import RemoteFile
 from llamaconv.report.errors import STOPPED, FailedError
 
 # A request costs a round trip, and a range needs memory: 16 of 4 MiB fill 1 GB/s at 60 ms.
@@ -32,7 +32,7 @@ MOST_BYTES = _MOST_RANGES * RANGE_BYTES
 class _Range:
     """Bytes ``first`` to ``last`` (half-open) of a file, and their memory once they are fetched."""
 
-    file: HubFile
+    file: RemoteFile
     first: int
     last: int
     memory: memoryview = field(default=memoryview(b""), repr=False)
@@ -40,7 +40,7 @@ class _Range:
     is_dropped: bool = False
     error: BaseException | None = None
 
-    def has(self, file: HubFile, at: int) -> bool:
+    def has(self, file: RemoteFile, at: int) -> bool:
         """Return whether byte ``at`` of ``file`` is one of these."""
         return self.first <= at < self.last and self.file == file
 
@@ -57,7 +57,7 @@ class FetchAhead:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
-    def expect(self, file: HubFile, first: int, last: int) -> None:
+    def expect(self, file: RemoteFile, first: int, last: int) -> None:
         """Announce bytes ``first`` to ``last`` (half-open) of ``file`` as the next to be read."""
         with self._changed:
             end = self._waiting[-1] if self._waiting else None
@@ -81,7 +81,7 @@ class FetchAhead:
                 self._threads.append(thread)
                 thread.start()
 
-    def read_into(self, file: HubFile, first: int, out: memoryview) -> None:
+    def read_into(self, file: RemoteFile, first: int, out: memoryview) -> None:
         """Read ``len(out)`` bytes of ``file`` from byte ``first`` on.
 
         Raises:
@@ -113,7 +113,7 @@ class FetchAhead:
             self._waiting.clear()
             self._changed.notify_all()
 
-    def _wait_for(self, file: HubFile, at: int) -> _Range | None:
+    def _wait_for(self, file: RemoteFile, at: int) -> _Range | None:
         """Return the announced range that has a byte, once it is fetched; None if there is none."""
         with self._changed:
             one = next((one for one in self._held if one.has(file, at)), None)

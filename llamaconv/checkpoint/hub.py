@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from llamaconv import __version__
 from llamaconv.checkpoint.digests import Digest
 from llamaconv.checkpoint.folder import Header
-from llamaconv.checkpoint.hub_address import HubAddress, HubFile
+from llamaconv.checkpoint.hub_address import HubAddress
 from llamaconv.checkpoint.hub_errors import (
     LOG_IN,
     as_refusals,
@@ -32,9 +32,10 @@ from llamaconv.checkpoint.hub_errors import (
     refused,
 )
 from llamaconv.checkpoint.hub_ranges import HubRanges
+from llamaconv.checkpoint.remote_file import RemoteFile
 from llamaconv.checkpoint.untrusted.files import check_json_size, json_object, what_it_is
 from llamaconv.checkpoint.untrusted.safetensors_header import header_end, parse_header
-from llamaconv.report.errors import RefusedError
+from llamaconv.report.errors import Problem, RefusedError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -75,7 +76,7 @@ class Repository:
         self.files = files
         self.digests = digests
         ranges = HubRanges(name.repo, commit, files, headers)
-        self.path = HubFile(
+        self.path = RemoteFile(
             str(pinned), f"{name.repo}@{commit[:7]}", commit, pinned.download(), ranges
         )
         self.has_ranges = True
@@ -108,6 +109,17 @@ class Repository:
     def start_of(self, name: str) -> bytes:
         """Return the bytes before the tensors of a file whose header was fetched."""
         return self._starts[name]
+
+    def version_of(self, name: str) -> Any:
+        """Return the digest of a file, or the commit if no digest is listed.
+
+        A later commit may have the same weights.
+        """
+        return self.digests.get(name, ("commit", self.commit))
+
+    def changed(self) -> list[Problem]:
+        """Return nothing: the files of a commit stay what they are."""
+        return []
 
     def fetch(self, headers: Sequence[str], json_files: Sequence[str]) -> None:
         """Request files, many at once.

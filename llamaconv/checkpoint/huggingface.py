@@ -19,7 +19,6 @@ from typing import Any
 from llamaconv.checkpoint import receipt
 from llamaconv.checkpoint.checkpoint import Checkpoint, Ignored, ModelConfig
 from llamaconv.checkpoint.folder import Folder, LocalFolder, RemoteFolder, matching, try_json_in
-from llamaconv.checkpoint.hub_address import HubFile
 from llamaconv.checkpoint.huggingface_index import (
     BIN,
     INDEX,
@@ -27,7 +26,6 @@ from llamaconv.checkpoint.huggingface_index import (
     IndexedFiles,
     incomplete,
     read_indexed,
-    read_weights_header,
     without_path,
 )
 from llamaconv.checkpoint.meta import (
@@ -37,6 +35,7 @@ from llamaconv.checkpoint.meta import (
     meta_checkpoint,
     read_params_json,
 )
+from llamaconv.checkpoint.remote_file import RemoteFile
 from llamaconv.checkpoint.tensors import WEIGHT_DTYPES, TensorInfo, shapes_by_role
 from llamaconv.checkpoint.untrusted.values import is_bare_name
 from llamaconv.checkpoint.weight_sets import (
@@ -52,7 +51,7 @@ from llamaconv.model.config_json import from_config
 from llamaconv.model.families import family_named
 from llamaconv.model.names import NAMINGS, best_naming, identify, why_needless
 from llamaconv.model.params_json import PARAMS
-from llamaconv.report.errors import Problem, collect_problems, first_few, warning
+from llamaconv.report.errors import Problem, first_few, warning
 
 CONFIG = "config.json"
 NOT_IN_WEIGHTS = "The weights do not contain the number of heads or the RoPE base and scaling."
@@ -75,7 +74,7 @@ def open_huggingface(path: Path) -> Checkpoint:
     Never raises for bad content: everything wrong is in ``problems``.
     """
     is_folder = path.is_dir()
-    opener = HuggingFaceOpener(LocalFolder(path if is_folder else path.parent, read_weights_header))
+    opener = HuggingFaceOpener(LocalFolder(path if is_folder else path.parent))
     if is_folder:
         opener.read_folder()
     else:
@@ -85,9 +84,14 @@ def open_huggingface(path: Path) -> Checkpoint:
 
 def open_repository(repository: RemoteFolder) -> Checkpoint:
     """Open the safetensors whose headers ``repository`` holds, as `open_huggingface` does."""
-    opener = HuggingFaceOpener(repository)
+    return replace(open_folder(repository), remote=repository)
+
+
+def open_folder(folder: Folder) -> Checkpoint:
+    """Open a folder, wherever it is, as `open_huggingface` does."""
+    opener = HuggingFaceOpener(folder)
     opener.read_folder()
-    return replace(opener.checkpoint(repository.path), repository=repository)
+    return opener.checkpoint(folder.path)
 
 
 def by_other_names(folder: Path, names: Iterable[str]) -> list[str]:
@@ -95,6 +99,7 @@ def by_other_names(folder: Path, names: Iterable[str]) -> list[str]:
 
     torchtune writes ``hf_model_0001_0.pt`` and ``meta_model_0.pt``, scripts ``model.pt``.
     """
+    here = LocalFolder(folder)
     files = [
         path
         for path in (folder / name for name in sorted(names))
@@ -106,7 +111,7 @@ def by_other_names(folder: Path, names: Iterable[str]) -> list[str]:
     return [
         path.name
         for path in files[:_MOST_OTHERS]
-        if (tensors := read_weights_header(path)[0])
+        if (tensors := here.read_header(path.name)[0])
         and (by_place(tensors, naming_of(tensors)) or best_naming(tensors, NAMINGS) == "torchtune")
     ]
 
@@ -114,7 +119,7 @@ def by_other_names(folder: Path, names: Iterable[str]) -> list[str]:
 def open_files(path: Path, files: list[str]) -> Checkpoint:
     """Open the ``files`` that `by_other_names` found in a folder, or as the file ``path``."""
     folder = path if path.is_dir() else path.parent
-    opener = HuggingFaceOpener(LocalFolder(folder, read_weights_header))
+    opener = HuggingFaceOpener(LocalFolder(folder))
     opener.read_set(WeightSet(files[0], BIN, tuple(files)))
     if path == folder:
         message = f"{path}: weights recognised by what is in {first_few(files, 3)}, not by the name"
@@ -124,7 +129,7 @@ def open_files(path: Path, files: list[str]) -> Checkpoint:
 
 
 def read_config(
-    path: Path | HubFile,
+    path: Path | RemoteFile,
     entries: Mapping[str, Any],
     tensors: Mapping[str, TensorInfo],
     naming: str | None = "huggingface",
@@ -153,7 +158,7 @@ class HuggingFaceOpener:
         self._lost: tuple[int, tuple[str, ...]] | None = None
         self.adapters = matching(folder, ADAPTERS)
 
-    def checkpoint(self, path: Path | HubFile) -> Checkpoint:
+    def checkpoint(self, path: Path | RemoteFile) -> Checkpoint:
         """Return what was collected, together with config.json and the receipt."""
         if any("lora_" in name for name in self.tensors) or (self.adapters and not self.tensors):
             naming = naming_of(self.tensors)
@@ -186,7 +191,7 @@ class HuggingFaceOpener:
             ignored=tuple(self.ignored),
         )
 
-    def _in_metas_names(self, path: Path | HubFile) -> Checkpoint:
+    def _in_metas_names(self, path: Path | RemoteFile) -> Checkpoint:
         """Return the checkpoint of files with Meta's names, as Mistral publishes them."""
         where = self.folder.path
         config = None
@@ -230,12 +235,12 @@ class HuggingFaceOpener:
             )
         for other in sets[1:]:
             self._compare(sets[0], other)
-        if sets and isinstance(self.folder.path, Path) and (metas := find_folder(self.folder.path)):
+        if sets and isinstance(self.folder, LocalFolder) and (metas := find_folder(self.folder)):
             opener = MetaOpener(metas)
             opener.read_files()
-            name = f"{metas.relative_to(self.folder.path) / CONSOLIDATED}"
-            remedy = f"give {metas}"
-            if metas == self.folder.path:
+            name = f"{metas.path}/{CONSOLIDATED}".removeprefix(f"{self.folder.path}/")
+            remedy = f"give {metas.path}"
+            if metas.path == self.folder.path:
                 remedy = "copy those files and params.json to a folder of their own"
             reason = self._compared(sets[0], name, remedy, opener)
             self.ignored.append(Ignored(name, reason))
@@ -251,7 +256,7 @@ class HuggingFaceOpener:
 
     def _compare(self, chosen: WeightSet, other: WeightSet) -> None:
         """Report a complete set that differs from the ``chosen`` one; list every other one."""
-        if other.kind is BIN and isinstance(self.folder.path, HubFile):
+        if other.kind is BIN and isinstance(self.folder.path, RemoteFile):  # TODO
             reason = f"{chosen.name} is used, as in transformers; they were not compared"
         else:
             their = HuggingFaceOpener(self.folder)
@@ -509,9 +514,4 @@ class HuggingFaceOpener:
         return config
 
     def _read_receipt(self) -> receipt.Receipt | None:
-        if not self.folder.is_file(receipt.NAME):
-            return None
-        path, read_json = self.folder.path / receipt.NAME, self.folder.read_json
-        return collect_problems(
-            lambda: receipt.from_json(path, read_json(receipt.NAME)), self.problems
-        )
+        return receipt.try_read_in(self.folder, self.problems)

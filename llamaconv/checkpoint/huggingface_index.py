@@ -13,11 +13,9 @@ from functools import cached_property
 from pathlib import Path
 
 from llamaconv.checkpoint.checkpoint import Checkpoint
-from llamaconv.checkpoint.folder import Folder, Header, LocalFolder
-from llamaconv.checkpoint.hub_address import HubFile
+from llamaconv.checkpoint.folder import Folder, LocalFolder
+from llamaconv.checkpoint.remote_file import RemoteFile
 from llamaconv.checkpoint.tensors import TensorInfo
-from llamaconv.checkpoint.untrusted.safetensors_header import read_safetensors_header
-from llamaconv.checkpoint.untrusted.torch_file import read_torch_header
 from llamaconv.checkpoint.untrusted.values import is_bare_name
 from llamaconv.report.errors import Problem, RefusedError, printable
 from llamaconv.report.tables import Sentence, Table
@@ -39,11 +37,6 @@ SAFETENSORS = Kind(INDEX, SINGLE, "*.safetensors")
 BIN = Kind("pytorch_model.bin.index.json", "pytorch_model.bin", "pytorch_model*.bin")
 
 
-def read_weights_header(path: Path) -> Header:
-    """Read the header of one file of weights, of either kind."""
-    return (read_safetensors_header if path.suffix == ".safetensors" else read_torch_header)(path)
-
-
 @dataclass(frozen=True)
 class IndexedFiles:
     """An index, and the headers of the files that it names.
@@ -56,7 +49,7 @@ class IndexedFiles:
         stated_bytes: ``total_size`` of the index, whatever it is.
     """
 
-    path: Path | HubFile
+    path: Path | RemoteFile
     weight_map: dict[str, str]
     headers: dict[str, dict[str, TensorInfo]]
     unreadable: dict[str, list[Problem]]
@@ -101,7 +94,7 @@ class WeightMap:
         stated_bytes: ``total_size`` of the index, whatever it is.
     """
 
-    path: Path | HubFile
+    path: Path | RemoteFile
     files: dict[str, str]
     stated_bytes: object
 
@@ -146,7 +139,7 @@ def read_indexed(folder: Folder, index: WeightMap) -> IndexedFiles:
 
 def incomplete(folder: Folder) -> str:
     """Return the likely cause of a missing file, as a sentence."""
-    upload = isinstance(folder.path, HubFile)
+    upload = isinstance(folder.path, RemoteFile)
     return f"The {'upload' if upload else 'download'} is incomplete"
 
 
@@ -207,15 +200,15 @@ def _differences(folder: Folder, index: IndexedFiles) -> list[tuple[str, str, st
 
 def _folder_of(checkpoint: Checkpoint) -> tuple[Folder, str]:
     """Return where the files of ``checkpoint`` can be read again, and the name of their index."""
-    if checkpoint.repository is not None:
-        return checkpoint.repository, INDEX
+    if checkpoint.remote is not None:
+        return checkpoint.remote, INDEX
     folder = checkpoint.folder
     assert isinstance(folder, Path)
     has_only_bin = (folder / BIN.index).exists() and not (folder / INDEX).exists()
     kind = BIN if has_only_bin else SAFETENSORS
-    return LocalFolder(folder, read_weights_header), kind.index
+    return LocalFolder(folder), kind.index
 
 
-def without_path(path: Path | HubFile, message: str) -> str:
+def without_path(path: Path | RemoteFile, message: str) -> str:
     """Return ``message`` without the folder, or the file, that a table names already."""
     return message.replace(f"{path}/", "").removeprefix(f"{path}: ")

@@ -16,11 +16,10 @@ from typing import Any
 
 from llamaconv.checkpoint import receipt
 from llamaconv.checkpoint.checkpoint import Checkpoint, Ignored, ModelConfig
-from llamaconv.checkpoint.hub_address import HubFile
+from llamaconv.checkpoint.folder import OpenableFolder, try_json_in
 from llamaconv.checkpoint.reader import PieceReader, same_bytes
+from llamaconv.checkpoint.remote_file import RemoteFile
 from llamaconv.checkpoint.tensors import WEIGHT_DTYPES, Piece, TensorInfo, shapes_by_role
-from llamaconv.checkpoint.untrusted.files import try_json
-from llamaconv.checkpoint.untrusted.torch_file import read_torch_header
 from llamaconv.model.names import bare_name, cut_axis, identify, why_needless
 from llamaconv.model.params_json import PARAMS, completed, from_params_json
 from llamaconv.report.errors import Problem, first_few, warning
@@ -38,30 +37,33 @@ NORM_TOLERANCE = 0.01
 """Copies of a norm that differ by more belong to different models."""
 
 
-def find_folder(path: Path) -> Path | None:
-    """Return the folder of the consolidated files: ``path``, its ``original/``, or None."""
-    for folder in (path, path / "original"):
-        if any(_FILE.fullmatch(name.name) for name in folder.glob(CONSOLIDATED)):
-            return folder
+def find_folder(folder: OpenableFolder) -> OpenableFolder | None:
+    """Return the folder of the consolidated files: ``folder``, its ``original/``, or None."""
+    for one in (folder, folder.subfolder("original")):
+        if any(map(_FILE.fullmatch, one.names())):
+            return one
     return None
 
 
-def open_meta(path: Path) -> Checkpoint:
-    """Open the files in ``path`` (see `find_folder`) from headers.
+def open_meta(top: OpenableFolder) -> Checkpoint:
+    """Open the files in ``top`` (see `find_folder`) from headers.
 
     Never raises for bad content: everything wrong is in ``problems``.
     """
-    folder = find_folder(path) or path
+    folder = find_folder(top) or top
     opener = MetaOpener(folder)
     opener.read_files()
-    entries = try_json(folder / PARAMS, opener.problems)
-    config = None if entries is None else read_params_json(folder / PARAMS, entries, opener.tensors)
-    written = receipt.try_read(folder, opener.problems)
-    return meta_checkpoint(path, opener.tensors, config, written, opener.problems, opener.ignored)
+    entries = try_json_in(folder, PARAMS, opener.problems)
+    path = folder.path / PARAMS
+    config = None if entries is None else read_params_json(path, entries, opener.tensors)
+    written = receipt.try_read_in(folder, opener.problems)
+    return meta_checkpoint(
+        top.path, opener.tensors, config, written, opener.problems, opener.ignored
+    )
 
 
 def meta_checkpoint(
-    path: Path | HubFile,
+    path: Path | RemoteFile,
     tensors: dict[str, TensorInfo],
     config: ModelConfig | None,
     written: receipt.Receipt | None,
@@ -102,7 +104,7 @@ def meta_checkpoint(
 
 
 def read_params_json(
-    path: Path | HubFile, entries: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
+    path: Path | RemoteFile, entries: Mapping[str, Any], tensors: Mapping[str, TensorInfo]
 ) -> ModelConfig:
     """Return what the ``entries`` of params.json say about the model of ``tensors``."""
     params, problems = from_params_json(entries, shapes_by_role(tensors, "meta"), str(path))
@@ -123,7 +125,7 @@ def _ties(tensors: dict[str, TensorInfo]) -> bool:
 class MetaOpener:
     """Joins the parts of each tensor, and collects problems and what is ignored."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: OpenableFolder) -> None:
         self.folder = folder
         self.tensors: dict[str, TensorInfo] = {}
         self.problems: list[Problem] = []
@@ -135,7 +137,7 @@ class MetaOpener:
         files = self._numbered_files()
         parts: dict[str, list[TensorInfo]] = {}
         for file in files:
-            tensors, problems = read_torch_header(file)
+            tensors, problems = self.folder.read_header(file)
             self.problems += [replace(problem, explains_missing=True) for problem in problems]
             for name, tensor in tensors.items():
                 parts.setdefault(name, []).append(tensor)
@@ -154,17 +156,15 @@ class MetaOpener:
         if self._norm_differences:
             self._report_norms()
 
-    def _numbered_files(self) -> list[Path]:
+    def _numbered_files(self) -> list[str]:
         """Return the files in order; report those that are missing."""
         numbered = {
-            int(match[1]): path
-            for path in self.folder.glob(CONSOLIDATED)
-            if (match := _FILE.fullmatch(path.name))
+            int(match[1]): name for name in self.folder.names() if (match := _FILE.fullmatch(name))
         }
         last = max(numbered, default=0)
         if last > _MOST_FILES:
             self._error(
-                f"{numbered[last].name} has too high a number; no model is cut into more than "
+                f"{numbered[last]} has too high a number; no model is cut into more than "
                 f"{_MOST_FILES} files"
             )
             return []
@@ -177,7 +177,7 @@ class MetaOpener:
         return [numbered[number] for number in sorted(numbered)]
 
     def _error(self, message: str, *names: str) -> None:
-        problem = Problem(f"{self.folder}: {message}", names, explains_missing=not names)
+        problem = Problem(f"{self.folder.path}: {message}", names, explains_missing=not names)
         self.problems.append(problem)
 
     def _joined(
@@ -262,7 +262,7 @@ class MetaOpener:
             )
         else:
             self.problems.append(
-                warning(f"{self.folder}: {message}using those of the first file", names)
+                warning(f"{self.folder.path}: {message}using those of the first file", names)
             )
 
 

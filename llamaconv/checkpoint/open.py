@@ -6,21 +6,28 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llamaconv.checkpoint import huggingface, near_path, runs
+from llamaconv.checkpoint.address import path_or_address
 from llamaconv.checkpoint.checkpoint import Checkpoint
-from llamaconv.checkpoint.folder import matching
-from llamaconv.checkpoint.hub_address import SAFETENSORS, HubAddress, HubFile, path_or_address
+from llamaconv.checkpoint.folder import LocalFolder, matching
+from llamaconv.checkpoint.hub_address import SAFETENSORS, HubAddress
 from llamaconv.checkpoint.huggingface_index import INDEX
 from llamaconv.checkpoint.other_families import what_files_are
+from llamaconv.checkpoint.remote_file import RemoteFile
+from llamaconv.checkpoint.store_address import StoreAddress
 from llamaconv.checkpoint.wrappers import with_wrappers_reported
 from llamaconv.report.errors import RefusedError, collect_problems, first_few
+
+if TYPE_CHECKING:
+    from llamaconv.checkpoint.store_folder import StoreFolder
 
 
 def _open_dcp(path: Path) -> Checkpoint:
     from llamaconv.checkpoint import dcp
 
-    return dcp.open_dcp(path)
+    return dcp.open_dcp(LocalFolder(path))
 
 
 def _open_torch_checkpointing(path: Path) -> Checkpoint:
@@ -32,7 +39,7 @@ def _open_torch_checkpointing(path: Path) -> Checkpoint:
 def _open_meta(path: Path) -> Checkpoint:
     from llamaconv.checkpoint import meta
 
-    return meta.open_meta(path)
+    return meta.open_meta(LocalFolder(path))
 
 
 @dataclass(frozen=True)
@@ -70,15 +77,16 @@ OPENERS = {
 }
 
 
-def open_checkpoint(path: str | Path | HubAddress) -> Checkpoint:
+def open_checkpoint(path: str | Path | HubAddress | StoreAddress) -> Checkpoint:
     """Open a checkpoint from its headers.
 
     A Hugging Face folder opens without torch. A repository opens without torch at one commit, and
     needs huggingface_hub.
 
     Args:
-        path: A folder, a file of a Hugging Face folder, or ``hf://ORG/NAME[@REVISION]``. For the
-            folder of a run, or of its steps, the newest step is opened.
+        path: A folder, a file of a Hugging Face folder, ``hf://ORG/NAME[@REVISION]``, or the
+            address of a folder in a store, such as ``s3://BUCKET/PREFIX``. For the folder of a
+            run, or of its steps, the newest step is opened.
 
     Returns:
         The checkpoint. What is wrong inside it is in its ``problems``.
@@ -86,9 +94,11 @@ def open_checkpoint(path: str | Path | HubAddress) -> Checkpoint:
     Raises:
         RefusedError: ``path`` is not a checkpoint, or cannot be read.
     """
-    where = path if isinstance(path, HubAddress) else path_or_address(path)
+    where = path if isinstance(path, HubAddress | StoreAddress) else path_or_address(path)
     if isinstance(where, HubAddress):
         return with_wrappers_reported(_open_repository(where))
+    if isinstance(where, StoreAddress):
+        return _open_store(where)
     return with_wrappers_reported(_open_local(where)).remembered()
 
 
@@ -134,7 +144,7 @@ def _of_another_tool(folder: Path) -> str:
     return f"it contains {found.errors[-1].message}" if found and foreign else ""
 
 
-def _refuse_lookalikes(path: Path | HubFile, names: list[str]) -> None:
+def _refuse_lookalikes(path: Path | RemoteFile, names: list[str]) -> None:
     """Raise `RefusedError` for another tool's files that an opener would take for its own."""
     if found := what_files_are(path, names, only_lookalikes=True):
         raise RefusedError(f"{path}: {found}")
@@ -188,6 +198,43 @@ def _open_repository(address: HubAddress) -> Checkpoint:
     )
 
 
+def _open_store(address: StoreAddress) -> Checkpoint:
+    from llamaconv.checkpoint.store_folder import StoreFolder
+
+    return open_store_folder(StoreFolder(address))
+
+
+def open_store_folder(folder: StoreFolder) -> Checkpoint:
+    """Open the checkpoint in a folder of a store, whatever its overlay has.
+
+    Raises:
+        RefusedError: There is none, or it cannot be read.
+    """
+    names = [*folder.names(), *(name for name in folder.files if "/" in name)]
+    kind = next((kind for kind, one in OPENERS.items() if one is _opener_for(names)), None)
+    if kind is None:
+        raise RefusedError(f"{folder.path}: {_not_a_checkpoint(folder.path, names)}")
+    _refuse_lookalikes(folder.path, _matching(names, OPENERS[kind].files))
+    if kind == "torch_checkpointing":
+        raise RefusedError(
+            f"{folder.path}: found a checkpoint of torch_checkpointing (metadata.pkl), which is read from "
+            f"local folders only. Copy it here: {folder.path.download}"
+        )
+    folder.fetch_headers()
+    if kind == "dcp":
+        from llamaconv.checkpoint import dcp
+
+        found = dcp.open_dcp(folder)
+    elif kind == "meta":
+        from llamaconv.checkpoint import meta
+
+        found = meta.open_meta(folder)
+    else:
+        found = huggingface.open_folder(folder)
+    folder.forget()
+    return with_wrappers_reported(replace(found, remote=folder))
+
+
 _SMALL_FILES = [pattern for pattern in SAFETENSORS if "safetensors" not in pattern]
 # What opens from a local folder only: patterns that recognise it, and patterns to download.
 _MUST_BE_LOCAL = {
@@ -212,7 +259,7 @@ def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _not_a_checkpoint(path: Path | HubFile, names: Collection[str]) -> str:
+def _not_a_checkpoint(path: Path | RemoteFile, names: Collection[str]) -> str:
     if known := what_files_are(path, names):
         return known
     found = first_few(sorted(name for name in names if "/" not in name)) or "nothing"

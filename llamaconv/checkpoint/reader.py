@@ -19,7 +19,7 @@ from typing import Literal
 
 from llamaconv.checkpoint.buffers import ReusableBuffer
 from llamaconv.checkpoint.fetch_ahead import FetchAhead
-from llamaconv.checkpoint.hub_address import HubFile
+from llamaconv.checkpoint.remote_file import RemoteFile
 from llamaconv.checkpoint.tensors import DTYPE_BYTES, Location, Piece, TensorInfo
 from llamaconv.report.errors import FailedError
 
@@ -70,7 +70,7 @@ class PieceReader:
         item = DTYPE_BYTES[tensor.dtype]
         for piece in tensor.pieces:
             rows = piece.rows(first, last)
-            if rows and isinstance(piece.file, HubFile):
+            if rows and isinstance(piece.file, RemoteFile):
                 at = piece.offset_of(rows.start, item)
                 self._ahead.expect(piece.file, at, at + len(rows) * prod(piece.shape[1:]) * item)
 
@@ -150,7 +150,7 @@ class PieceReader:
         return narrow.take(n_bytes)
 
     def _read(self, tensor: TensorInfo, file: Location, offset: int, out: memoryview) -> None:
-        if isinstance(file, HubFile):
+        if isinstance(file, RemoteFile):
             self._ahead.read_into(file, offset, out)
             return
         done = 0

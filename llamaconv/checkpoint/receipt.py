@@ -11,13 +11,16 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from llamaconv.checkpoint.untrusted.files import read_json
 from llamaconv.model.names import Layout
 from llamaconv.model.params import LlamaParams
 from llamaconv.report.errors import Problem, RefusedError, collect_problems
 from llamaconv.report.tables import Table
+
+if TYPE_CHECKING:
+    from llamaconv.checkpoint.folder import Folder
 
 NAME = "llamaconv.json"
 _VERSION = 1
@@ -169,6 +172,16 @@ class Receipt:
 def try_read(folder: Path, problems: list[Problem]) -> Receipt | None:
     """Do what `read` does; if it refuses, return None and add to ``problems``."""
     return collect_problems(lambda: read(folder), problems)
+
+
+def try_read_in(folder: Folder, problems: list[Problem]) -> Receipt | None:
+    """Return the receipt in ``folder``; if there is none, or it is refused, return None.
+
+    What is wrong is added to ``problems``.
+    """
+    if not folder.is_file(NAME):
+        return None
+    return collect_problems(lambda: from_json(folder.path / NAME, folder.read_json(NAME)), problems)
 
 
 def read(folder: Path) -> Receipt | None:

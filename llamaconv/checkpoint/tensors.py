@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from llamaconv.checkpoint.hub_address import HubFile, local
+from llamaconv.checkpoint.address import local
+from llamaconv.checkpoint.remote_file import RemoteFile
 from llamaconv.model.names import identify
 
 DTYPE_BYTES = {
@@ -38,7 +39,7 @@ DTYPE_BYTES = {
 WEIGHT_DTYPES = ("float64", "float32", "float16", "bfloat16")
 """Dtypes that the weights of a Llama may have; the others are quantised or not weights."""
 
-Location = Path | HubFile
+Location = Path | RemoteFile
 """A local file, or a file of a repository of which only the header was read."""
 
 
@@ -123,7 +124,7 @@ class TensorInfo:
     @property
     def is_here(self) -> bool:
         """Whether its bytes can be read, and not its header alone."""
-        return not any(isinstance(piece.file, HubFile) for piece in self.pieces)
+        return not any(isinstance(piece.file, RemoteFile) for piece in self.pieces)
 
     def windows(
         self, n_bytes: int, unit: int = 1, first: int = 0, last: int | None = None

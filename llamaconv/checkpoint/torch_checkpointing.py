@@ -12,7 +12,6 @@ Nothing in it runs, and no tensor is loaded: `torch_checkpointing_metadata` read
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,10 +26,11 @@ from llamaconv.checkpoint.dcp import (
     receipt_of_step_0,
     usual_layout,
 )
+from llamaconv.checkpoint.folder import LocalFolder
 from llamaconv.checkpoint.fused import mixed_generations
 from llamaconv.checkpoint.other_families import what_names_are
 from llamaconv.checkpoint.tensors import DTYPE_BYTES, Piece, TensorInfo
-from llamaconv.checkpoint.untrusted.files import open_file
+from llamaconv.checkpoint.untrusted.files import open_bytes
 from llamaconv.checkpoint.untrusted.pickle_data import ForbiddenNameError, UnknownFormError
 from llamaconv.checkpoint.untrusted.placements import Box
 from llamaconv.checkpoint.untrusted.safetensors_header import read_safetensors_header
@@ -95,7 +95,7 @@ def open_torch_checkpointing(folder: Path) -> Checkpoint:
     if naming is None:
         what = what_names_are(names) if names else next(others, f"{NAME}: {_NO_MODEL}")
         problems.append(Problem(f"{folder}: {what}", tuple(names), explains_missing=True))
-    written = receipt_of_step_0(folder, problems)
+    written = receipt_of_step_0(LocalFolder(folder), problems)
     return Checkpoint(
         path=folder,
         format="torch_checkpointing",
@@ -214,9 +214,9 @@ class _Opener:
                 parts = _in_safetensors(path)
                 self._place(path, wanted, parts, pieces)
             else:
-                with open_file(path) as opened:
-                    length = os.fstat(opened.fileno()).st_size
-                    self._place(path, wanted, _InArchive(Archive(opened, 0, length, True)), pieces)
+                with open_bytes(path) as opened:
+                    archive = Archive(opened, 0, opened.n_bytes, True)
+                    self._place(path, wanted, _InArchive(archive), pieces)
         except OSError as error:
             self._file_problem(file, wanted, error.strerror or str(error))
         except ForbiddenNameError as error:
@@ -300,7 +300,8 @@ class _InSafetensors:
 
 
 def _in_safetensors(path: Path) -> _InSafetensors:
-    tensors, problems = read_safetensors_header(path)
+    with open_bytes(path) as opened:
+        tensors, problems = read_safetensors_header(path, opened)
     if problems:
         raise ValueError(problems[0].message.removeprefix(f"{path}: "))
     return _InSafetensors(tensors)

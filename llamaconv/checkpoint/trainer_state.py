@@ -18,10 +18,11 @@ import xxhash
 
 from llamaconv.checkpoint.checkpoint import Checkpoint
 from llamaconv.checkpoint.dcp import entry_tensor
+from llamaconv.checkpoint.folder import LocalFolder
 from llamaconv.checkpoint.fused import fused_role, parts_of
 from llamaconv.checkpoint.tensors import TensorInfo
 from llamaconv.checkpoint.untrusted.dcp_metadata import NAME, UnknownEntry, read_metadata
-from llamaconv.checkpoint.untrusted.files import open_file
+from llamaconv.checkpoint.untrusted.files import open_bytes
 from llamaconv.checkpoint.untrusted.torch_archive import Archive
 from llamaconv.model.names import OPTIMIZER, Role, identify, trainer_state
 from llamaconv.model.params import LlamaParams
@@ -73,7 +74,7 @@ class StoredValue:
             ValueError: It is something else.
             OSError: Its file cannot be read.
         """
-        with open_file(self.file) as opened:
+        with open_bytes(self.file) as opened:
             found = Archive(opened, self.offset, self.length).value
         if type(found) not in (int, float):
             raise ValueError(f"{self.name}: expected a number")
@@ -133,7 +134,7 @@ def read_trainer_state(folder: Path) -> TrainerState:
     Raises:
         RefusedError: The metadata cannot be trusted or read.
     """
-    metadata = read_metadata(folder)
+    metadata, here = read_metadata(folder), LocalFolder(folder)
     tensors: dict[str, TensorInfo] = {}
     values: dict[str, StoredValue] = {}
     problems: list[Problem] = []
@@ -150,7 +151,7 @@ def read_trainer_state(folder: Path) -> TrainerState:
             values[name] = StoredValue(name, folder / place.file, place.offset, place.length)
         else:
             try:
-                tensors[name] = entry_tensor(folder, name, entry, metadata.locations)
+                tensors[name] = entry_tensor(here, name, entry, metadata.locations)
             except (OSError, ValueError) as error:
                 problems.append(Problem(f"{folder}: tensor {name}: {error}", (name,)))
     return TrainerState(tensors, values, tuple(problems))

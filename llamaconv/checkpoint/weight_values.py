@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llamaconv.checkpoint.address import local
 from llamaconv.checkpoint.checkpoint import Checkpoint
-from llamaconv.checkpoint.hub_address import local
 from llamaconv.checkpoint.model_order import in_order
 from llamaconv.checkpoint.reader import PieceReader, same_bytes
 from llamaconv.checkpoint.tensors import TensorInfo

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamaconv import __version__
-from llamaconv.checkpoint.hub_address import local, path_or_address
+from llamaconv.checkpoint.address import local, path_or_address
 from llamaconv.cli.common import FOLDER, OR_HUB, json_option, new_folder, print_json, say, say_notes
 from llamaconv.cli.look import add_compare, add_inspect, run_side_by_side
 from llamaconv.cli.notebooks import add_notebooks

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from llamaconv.checkpoint.hub_address import HubAddress, path_or_address
+from llamaconv.checkpoint.address import path_or_address
+from llamaconv.checkpoint.hub_address import HubAddress
+from llamaconv.checkpoint.store_address import StoreAddress
 from llamaconv.report.errors import Problem, RefusedError, notes
 
 FOLDER = "a folder, one file, or a run (its newest step is taken)"
@@ -27,6 +29,10 @@ def new_folder(text: str) -> Path:
     where = path_or_address(text, "Write to a local folder, then copy it there")
     if isinstance(where, HubAddress):
         raise RefusedError(f"{text}: nothing is written to the Hub. Name a folder")
+    if isinstance(where, StoreAddress):
+        raise RefusedError(
+            f"{where}: nothing is written to a store yet. Write to a local folder, then copy it there"
+        )
     return where
 
 

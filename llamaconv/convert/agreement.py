@@ -40,7 +40,7 @@ def agree(plan: Plan, request: dict[str, Any], ranks: Ranks) -> None:
     """
     if ranks.size == 1:
         return
-    files = _repository_files(plan) or {file.name: _known(file) for file in plan.source.local_files}
+    files = _remote_files(plan) or {file.name: _known(file) for file in plan.source.local_files}
     first, *others = ranks.all_gather(_view(plan, request, files))
     problems = []
     for topic, known in first.items():
@@ -59,7 +59,7 @@ def fingerprint(plan: Plan) -> str:
 
     Runs with equal fingerprints write the same bytes, so one can resume the other.
     """
-    states: dict[str, Any] = _repository_files(plan) or {
+    states: dict[str, Any] = _remote_files(plan) or {
         str(file.resolve()): state for file, state in plan.source.seen.items()
     }
     view = _view(plan, {"torch": version("torch")}, states)
@@ -101,16 +101,10 @@ def _place(value: StoredValue | MadeValue) -> list[Any]:
     return [value.file.name, value.offset, value.length]
 
 
-def _repository_files(plan: Plan) -> dict[str, Any]:
-    """Return the digests of a repository's files of weights; {} if the files are here.
-
-    A later commit may have the same weights. What lacks a digest is known by its commit.
-    """
-    repository = plan.source.repository
-    if repository is None:
-        return {}
-    commit = ("commit", repository.path.commit)
-    return {name: repository.digests.get(name, commit) for name in plan.source.file_bytes}
+def _remote_files(plan: Plan) -> dict[str, Any]:
+    """Return the versions of the files of weights that are not here; {} if they are."""
+    remote = plan.source.remote
+    return {name: remote.version_of(name) for name in plan.source.file_bytes} if remote else {}
 
 
 def _known(file: Path) -> str:

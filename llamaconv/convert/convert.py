@@ -159,7 +159,7 @@ def convert_checkpoint(
     plan.raise_for_errors()
     target, dump = _resolve_target(plan, Path(target), as_step_0)
     workers = _resolve_workers(workers, ranks)
-    if plan.source.repository is not None:
+    if plan.source.remote is not None:
         _check_ranges(plan)
         workers = 1  # one writer is faster than a network, and takes what it fetches in order
     agree(plan, {"checks": verified, "as-step-0": as_step_0}, ranks)
@@ -223,7 +223,7 @@ def _resolve_workers(workers: int | None, ranks: Ranks) -> int:
 
 def _check_ranges(plan: Plan) -> None:
     """Refuse a repository whose host sends nothing but whole files."""
-    repository = plan.source.repository
+    repository = plan.source.remote
     if repository is not None and not repository.has_ranges:
         raise RefusedError(
             f"{repository.path}: the host answers with whole files, not with the ranges that are "
@@ -235,7 +235,7 @@ def _check_ranges(plan: Plan) -> None:
 def _verify(
     plan: Plan, folder: Path, digests: dict[str, list[str]], progress: Progress, ranks: Ranks
 ) -> Verification:
-    if plan.source.repository is None:
+    if plan.source.remote is None:
         verification = verify.verify_plan(plan, folder, progress, ranks)
     else:
         written = make_receipt(plan, digests, None)

@@ -57,7 +57,7 @@ class Engine:
         self.reader = PieceReader()
         # A tied head is its embedding: from another machine, that is fetched once, and then read
         # from where it was written.
-        counts = Counter(move.source for move in plan.written if plan.source.repository)
+        counts = Counter(move.source for move in plan.written if plan.source.remote)
         self._repeated = {name for name, count in counts.items() if count > 1}
         self._expected: set[tuple[str, int, int]] = set()
         self._written: dict[tuple[str, int, int], Written] = {}
@@ -139,7 +139,7 @@ class Engine:
 
     def expect(self, name: str, first: int, last: int, kept: int) -> None:
         """Prepare for rows ``first`` to ``last`` of a file, of which ``kept`` are already there."""
-        if self.plan.source.repository is None:
+        if self.plan.source.remote is None:
             return  # the system reads files ahead
         move = self.moves[name]
         if move.source in self._repeated:

@@ -42,7 +42,7 @@ def next_steps(plan: Plan, target: Path, dump: Path | None) -> Advice:
     if plan.target.format == "dcp":
         source = plan.source.folder if plan.source_trains else None
         # From the Hub, the small files are in the target.
-        assets = target if plan.source.repository and not plan.assets else plan.assets
+        assets = target if plan.source.remote and not plan.assets else plan.assets
         advice = advise(
             params,
             plan.target.generation,

@@ -14,8 +14,8 @@ from llamaconv.checkpoint.buffers import scratch
 from llamaconv.checkpoint.digests import difference, hasher
 from llamaconv.checkpoint.fetch_ahead import RANGE_BYTES
 from llamaconv.checkpoint.folder import RemoteFolder
-from llamaconv.checkpoint.hub_address import HubFile
 from llamaconv.checkpoint.receipt import NAME, Receipt
+from llamaconv.checkpoint.remote_file import RemoteFile
 from llamaconv.checkpoint.tensors import Location
 from llamaconv.checkpoint.untrusted.files import open_file
 from llamaconv.report.errors import FailedError
@@ -30,7 +30,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def fetch_file(
-    source: HubFile, repository: RemoteFolder, target: Path, stop: threading.Event
+    source: RemoteFile, repository: RemoteFolder, target: Path, stop: threading.Event
 ) -> None:
     """Fetch a file of a repository to a new file and fsync it, if it has the digest listed.
 

@@ -45,13 +45,13 @@ def write_target(
     """
     if not ranks.first:
         return _weights(folder, plan, blocks, workers, ranks)
-    if plan.source.repository is None:
+    if plan.source.remote is None:
         copy_small_files(folder, plan.small_files)
         return _weights(folder, plan, blocks, workers, ranks)
     stop = threading.Event()
     with ThreadPoolExecutor(1) as aside:
         # Small files of another machine take as long as some of the weights.
-        job = aside.submit(copy_small_files, folder, plan.small_files, plan.source.repository, stop)
+        job = aside.submit(copy_small_files, folder, plan.small_files, plan.source.remote, stop)
         try:
             digests = _weights(folder, plan, blocks, workers, ranks)
             job.result()

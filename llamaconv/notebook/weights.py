@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from llamaconv.checkpoint import weight_values
 from llamaconv.checkpoint.checkpoint import Checkpoint
-from llamaconv.checkpoint.hub_address import HubFile
+from llamaconv.checkpoint.remote_file import RemoteFile
 from llamaconv.checkpoint.value_statistics import (
     Histogram,
     folded_statistics,
@@ -29,7 +29,7 @@ _ON_THE_HUB = "Only headers are read from the Hub. Download the weights to see t
 
 def histogram(checkpoint: Checkpoint, name: str) -> Histogram | Sentence:
     """Read one tensor and count its values; or say that its weights are not here."""
-    if isinstance(checkpoint.path, HubFile):
+    if isinstance(checkpoint.path, RemoteFile):
         return Sentence(_ON_THE_HUB)
     if name not in checkpoint.tensors:
         return Sentence("No tensor could be read; see the problems.")
@@ -57,7 +57,7 @@ def statistics(checkpoint: Checkpoint, read_all: bool) -> Weights | Sentence:
     Raises:
         FailedError: A file cannot be read.
     """
-    if isinstance(checkpoint.path, HubFile):
+    if isinstance(checkpoint.path, RemoteFile):
         return Sentence(_ON_THE_HUB)
     is_small = checkpoint.total_bytes <= MOST_BYTES
     if not (read_all or is_small):

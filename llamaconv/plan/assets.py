@@ -13,12 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llamaconv.checkpoint.address import copy_command, path_or_address
 from llamaconv.checkpoint.checkpoint import OF_TRAINERS, Checkpoint, ModelConfig
 from llamaconv.checkpoint.dcp import usual_layout
 from llamaconv.checkpoint.fused import split_fused
-from llamaconv.checkpoint.hub_address import HubAddress, HubFile, path_or_address
+from llamaconv.checkpoint.hub_address import HubAddress
 from llamaconv.checkpoint.huggingface import CONFIG, NOT_IN_WEIGHTS, read_config
 from llamaconv.checkpoint.receipt import NAME
+from llamaconv.checkpoint.remote_file import RemoteFile
+from llamaconv.checkpoint.store_address import StoreAddress
 from llamaconv.checkpoint.tensors import shapes_by_role
 from llamaconv.checkpoint.untrusted.files import try_json
 from llamaconv.model.config_json import NOT_CARRIED
@@ -62,7 +65,7 @@ def find_assets(source: Checkpoint, target: Target) -> Assets:
         params is None or target.assets or target.format == "huggingface" or source.format == "meta"
     ):
         config = _config(source, folder, problems)
-    elif source.repository is not None and folder is None and target.format == "huggingface":
+    elif source.remote is not None and folder is None and target.format == "huggingface":
         config = source.config
     if config is not None and config is not source.config:
         if target.assets or params is None:
@@ -127,7 +130,7 @@ def _folder(source: Checkpoint, target: Target, problems: list[Problem]) -> Path
     if target.assets:
         return _given_folder(target.assets, problems)
     folder = source.folder
-    if isinstance(folder, HubFile):
+    if isinstance(folder, RemoteFile):
         return None
     # Hugging Face's repositories of Llama hold Meta's files under original/.
     if source.format in ("huggingface", "meta") or (folder / CONFIG).is_file():
@@ -145,6 +148,10 @@ def _given_folder(assets: str, problems: list[Problem]) -> Path | None:
     if isinstance(where, HubAddress):
         message = f"--assets must be a local folder. Download it: {where.download()}"
         problems.append(Problem(f"{assets}: {message}"))
+        return None
+    if isinstance(where, StoreAddress):
+        message = f"--assets must be a local folder. Copy it here: {copy_command(where)}"
+        problems.append(Problem(f"{where}: {message}"))
         return None
     folder = where.expanduser()
     if (folder / CONFIG).is_file():
@@ -165,8 +172,8 @@ def _without_params(source: Checkpoint, target: Target, folder: Path | None) -> 
             f"{source.path}: no receipt (llamaconv.json) gives the number of heads and the RoPE "
             "base. Pass a folder with the model's config.json with --assets"
         )
-    if source.repository is not None and folder is None:
-        if source.repository.is_file(CONFIG):
+    if source.remote is not None and folder is None:
+        if source.remote.is_file(CONFIG):
             return None  # opening the source has reported what is wrong with it
         return Problem(
             f"{source.folder / CONFIG}: not found. {NOT_IN_WEIGHTS} Pass a folder with the "
@@ -205,13 +212,13 @@ def _kept(source: Checkpoint, target: Target, config: ModelConfig | None) -> lis
     return [one for one in source.problems if not one.message.startswith(tuple(missing))]
 
 
-def _params_json(source: Checkpoint) -> Path | HubFile:
+def _params_json(source: Checkpoint) -> Path | RemoteFile:
     original = source.folder / "original"
     has_original = isinstance(original, Path) and original.is_dir()
     return (original if has_original else source.folder) / PARAMS
 
 
-def _exists(path: Path | HubFile) -> bool:
+def _exists(path: Path | RemoteFile) -> bool:
     return isinstance(path, Path) and path.exists()
 
 

@@ -180,7 +180,7 @@ class Plan:
     @property
     def peak_memory_bytes(self) -> int:
         """`PEAK_MEMORY_BYTES`, and what is on its way from another machine."""
-        return PEAK_MEMORY_BYTES + (MOST_BYTES if self.source.repository else 0)
+        return PEAK_MEMORY_BYTES + (MOST_BYTES if self.source.remote else 0)
 
     @property
     def counts(self) -> dict[str, int]:

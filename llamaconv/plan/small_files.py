@@ -74,7 +74,7 @@ def find_small_files(folder: Path | None, source: Checkpoint, target: Target) ->
     found: dict[str, Location] = {}
     behind: list[str] = []
     has_meta = "meta" in (source.format, target.format)
-    for name, path in _candidates(folder, source.repository, has_meta):
+    for name, path in _candidates(folder, source.remote, has_meta):
         if name == "original" and has_meta:
             continue
         if is_small_file(name.split("/")[0]):
@@ -82,9 +82,9 @@ def find_small_files(folder: Path | None, source: Checkpoint, target: Target) ->
         elif not any(fnmatchcase(name, pattern) for pattern in _REPLACED):
             behind.append(name)
     if target.format == "dcp":
-        if folder is not None or source.repository is None:
+        if folder is not None or source.remote is None:
             return SmallFiles({}, [])
-        config = {name: source.repository.path / name for name in [CONFIG] if source.config}
+        config = {name: source.remote.path / name for name in [CONFIG] if source.config}
         return SmallFiles({**config, **found}, [])
     problems = list(_unreadable(path for path in found.values() if isinstance(path, Path)))
     if behind and target.format != source.format:
@@ -93,7 +93,7 @@ def find_small_files(folder: Path | None, source: Checkpoint, target: Target) ->
                 f"{folder or source.path}: {len(behind)} files and folders do not come along: {first_few(behind)}"
             )
         )
-    if target.format == "huggingface" and source.repository is None:
+    if target.format == "huggingface" and source.remote is None:
         problems += _without_tokenizer(folder, source, found)
     return SmallFiles(found, problems)
 

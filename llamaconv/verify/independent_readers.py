@@ -37,8 +37,9 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from llamaconv.checkpoint.checkpoint import Checkpoint, Format
 from llamaconv.checkpoint.dcp import open_dcp
 from llamaconv.checkpoint.fetch_ahead import FetchAhead
-from llamaconv.checkpoint.hub_address import HubFile
+from llamaconv.checkpoint.folder import LocalFolder
 from llamaconv.checkpoint.reader import PieceReader
+from llamaconv.checkpoint.remote_file import RemoteFile
 from llamaconv.checkpoint.tensors import Piece, TensorInfo
 from llamaconv.checkpoint.torch_rows import TensorBuffer, read_rows
 from llamaconv.checkpoint.trainer_state import read_trainer_state
@@ -251,7 +252,7 @@ class DcpLoadReader(IndependentReader):
     def _stored(self) -> dict[str, TensorInfo]:
         """The tensors as they are stored, with those that were taken apart."""
         path, names = self.checkpoint.local_path, self.checkpoint.tensors
-        found = open_dcp(path).tensors
+        found = open_dcp(LocalFolder(path)).tensors
         if any(name.startswith(f"{OPTIMIZER}.") for name in names):
             found |= read_trainer_state(path).tensors
         return found
@@ -521,14 +522,14 @@ class RepositoryReader(IndependentReader):
                 self._ahead.expect(*place)
         self._ahead.start()
 
-    def _place(self, name: str) -> tuple[HubFile, int, int] | None:
+    def _place(self, name: str) -> tuple[RemoteFile, int, int] | None:
         """Return the file of a tensor, and its first and last byte; None if that is not so simple."""
         tensor = self.checkpoint.tensors[name]
         file = tensor.pieces[0].file
-        assert isinstance(file, HubFile) and self.checkpoint.repository is not None
+        assert isinstance(file, RemoteFile) and self.checkpoint.remote is not None
         if len(tensor.pieces) > 1 or tensor.stored:
             return None
-        start = self.checkpoint.repository.start_of(file.name)
+        start = self.checkpoint.remote.start_of(file.name)
         if file.name not in self._headers:
             self._headers[file.name] = json.loads(start[8:])
         if name not in self._headers[file.name]:
@@ -559,7 +560,7 @@ def _can_map(file: Path) -> bool:
 
 def reader_for(checkpoint: Checkpoint) -> IndependentReader:
     """Return the reader for the format of ``checkpoint`` and the filesystem that it is on."""
-    if checkpoint.repository is not None:
+    if checkpoint.remote is not None:
         return RepositoryReader(checkpoint)
     reader = READERS[checkpoint.format](checkpoint)
     if reader.maps_files and not all(map(_can_map, checkpoint.local_files)):

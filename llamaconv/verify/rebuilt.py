@@ -69,10 +69,10 @@ class Rebuilt:
 
     def __init__(self, plan: Plan) -> None:
         """Find out which files the target of ``plan`` has whole."""
-        repository = plan.source.repository
+        repository = plan.source.remote
         assert repository is not None
         self.plan = plan
-        self.repository = repository
+        self.remote = repository
         parts: dict[str, dict[int, _Part]] = defaultdict(dict)
         # A tied head and its embedding are the same bytes of the file.
         self._copies: list[tuple[Move, Move]] = []
@@ -117,12 +117,12 @@ class Rebuilt:
         )
 
     def _is_whole(self, name: str, parts: list[_Part]) -> bool:
-        at = len(self.repository.start_of(name))
+        at = len(self.remote.start_of(name))
         for part in parts:
             if part.first != at:
                 return False
             at = part.last
-        return at == self.repository.files[name]
+        return at == self.remote.files[name]
 
     def check(self, target: Checkpoint, progress: Progress, n_threads: int = 1) -> Check:
         """Rebuild each file and compare its digest.
@@ -136,7 +136,7 @@ class Rebuilt:
             The check, whose value counts files with another digest. The control counts those that
             would have another if the rows of q and k had kept their order.
         """
-        total = sum(self.repository.files[name] for name in self.files)
+        total = sum(self.remote.files[name] for name in self.files)
         lock, done = threading.Lock(), 0
 
         def count(n_bytes: int) -> None:
@@ -160,7 +160,7 @@ class Rebuilt:
         odd = too_odd([one for outcome in outcomes.values() for one in outcome.odd])
         control = sum(bool(one.why) or one.shows_wrong_rows for one in outcomes.values())
         detail = (
-            f"{len(outcomes)} files of {self.repository.path.name}, rebuilt from the target, have "
+            f"{len(outcomes)} files of {self.remote.path.name}, rebuilt from the target, have "
             "the digests that it lists; nothing was fetched again"
         )
         if untied:
@@ -176,9 +176,9 @@ class Rebuilt:
         return Check("repository", not value and not odd, value, float(control), detail)
 
     def _rebuild(self, name: str, reader: RebuiltReader, count: Callable[[int], None]) -> _Outcome:
-        listed = self.repository.digests[name]
-        digest = hasher(listed, self.repository.files[name])
-        start = self.repository.start_of(name)
+        listed = self.remote.digests[name]
+        digest = hasher(listed, self.remote.files[name])
+        start = self.remote.start_of(name)
         digest.update(start)
         count(len(start))
         shows, odd = False, []
@@ -204,7 +204,7 @@ class Rebuilt:
                 count(n_bytes)
             if nan or infinite:
                 odd.append(OddValues(move.target_name, nan, infinite))
-        why = difference(listed, digest.hexdigest(), self.repository.path)
+        why = difference(listed, digest.hexdigest(), self.remote.path)
         return _Outcome(why, shows, odd)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llamaconv.checkpoint.address import local, path_or_address
 from llamaconv.checkpoint.checkpoint import Checkpoint
 from llamaconv.checkpoint.fused import split_fused
-from llamaconv.checkpoint.hub_address import local, path_or_address
 from llamaconv.checkpoint.open import open_checkpoint
 from llamaconv.checkpoint.tensors import TensorInfo
 from llamaconv.model.names import FUSED, ROLE_ORDER, identify, why_needless

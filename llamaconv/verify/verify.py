@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from llamaconv.checkpoint.address import local, path_or_address
 from llamaconv.checkpoint.checkpoint import Checkpoint
 from llamaconv.checkpoint.fused import split_fused
-from llamaconv.checkpoint.hub_address import local, path_or_address
 from llamaconv.checkpoint.huggingface import CONFIG
 from llamaconv.checkpoint.open import open_checkpoint
 from llamaconv.checkpoint.receipt import Receipt
@@ -134,7 +134,7 @@ def verify_plan(
         comparisons = [
             Comparison(plan, reader_for(plan.source), reader_for(written))
             # One is faster than a network, and has the memory for what is on its way once.
-            for _ in range(1 if plan.source.repository else ranks.threads)
+            for _ in range(1 if plan.source.remote else ranks.threads)
         ]
         comparison = comparisons[0]
         here, there = comparison.source, comparison.target

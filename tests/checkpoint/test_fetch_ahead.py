@@ -8,7 +8,7 @@ import pytest
 from llamaconv import FailedError
 from llamaconv.checkpoint import fetch_ahead
 from llamaconv.checkpoint.fetch_ahead import FetchAhead
-from llamaconv.checkpoint.hub_address import HubFile
+from llamaconv.checkpoint.remote_file import RemoteFile
 
 CONTENT = bytes(number * 7 % 251 for number in range(5000))
 
@@ -22,7 +22,7 @@ class Elsewhere:
         self.gate.set()
         self.broken_from = len(CONTENT)
         self.lock = threading.Lock()
-        self.file = HubFile("hf://org/model@1/x", "x", "1", "", self)
+        self.file = RemoteFile("hf://org/model@1/x", "x", "1", "", self)
 
     def read_into(self, name: str, first: int, out: memoryview, stop: threading.Event) -> None:
         assert name == "x"

@@ -36,8 +36,9 @@ with atheris.instrument_imports(
     from llamaconv import RefusedError, Target, convert_checkpoint, make_plan
     from llamaconv.checkpoint import dcp, huggingface, receipt, torch_checkpointing
     from llamaconv.checkpoint.checkpoint import Checkpoint
+    from llamaconv.checkpoint.folder import LocalFolder
     from llamaconv.checkpoint.huggingface_index import index_diff
-    from llamaconv.checkpoint.untrusted import safetensors_header, torch_archive, torch_file
+    from llamaconv.checkpoint.untrusted import files, safetensors_header, torch_archive, torch_file
     from llamaconv.checkpoint.untrusted.files import json_object
     from llamaconv.model.config_json import from_config
     from llamaconv.model.params_json import from_params_json
@@ -60,7 +61,7 @@ def header_bytes(content: bytes) -> None:
 
 def metadata(content: bytes) -> None:
     (PLACE / "dcp" / ".metadata").write_bytes(content)
-    _shown(dcp.open_dcp(PLACE / "dcp"))
+    _shown(dcp.open_dcp(LocalFolder(PLACE / "dcp")))
 
 
 def store_metadata(content: bytes) -> None:
@@ -76,13 +77,14 @@ def rank_file(content: bytes) -> None:
 
 def torch_header(content: bytes) -> None:
     (PLACE / "x.bin").write_bytes(content)
-    torch_file.read_torch_header(PLACE / "x.bin")
+    with files.open_bytes(PLACE / "x.bin") as opened:
+        torch_file.read_torch_header(PLACE / "x.bin", opened)
 
 
 def archive(content: bytes) -> None:
     (PLACE / "x.zip").write_bytes(content)
     with open(PLACE / "x.zip", "rb") as file, suppress(ValueError):
-        found = torch_archive.Archive(file, 0, len(content))
+        found = torch_archive.Archive(files.LocalBytes(file), 0, len(content))
         for made in found.value.values() if isinstance(found.value, dict) else [found.value]:
             found.tensor(made)
 

@@ -9,7 +9,7 @@ import pytest
 from support import checkpoints
 
 from llamaconv import open_checkpoint, sample_path
-from llamaconv.checkpoint.hub_address import HubFile
+from llamaconv.checkpoint.remote_file import RemoteFile
 from llamaconv.checkpoint.value_statistics import Histogram, Statistics
 from llamaconv.notebook import figures, weights
 
@@ -50,6 +50,8 @@ def test_what_is_wrong_with_values_is_below_the_table(tmp_path: Path) -> None:
 
 
 def test_repository_has_no_values_and_says_so(source: Path) -> None:
-    there = replace(open_checkpoint(source), path=HubFile("hf://org/x@1", "x", "1", "hf download"))
+    there = replace(
+        open_checkpoint(source), path=RemoteFile("hf://org/x@1", "x", "1", "hf download")
+    )
     for shown in (weights.histogram(there, Q), weights.statistics(there, read_all=True)):
         assert "Only headers are read from the Hub" in str(shown)

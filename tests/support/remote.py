@@ -10,8 +10,8 @@ from typing import Any
 from llamaconv.checkpoint.checkpoint import Checkpoint
 from llamaconv.checkpoint.digests import Digest
 from llamaconv.checkpoint.folder import Header
-from llamaconv.checkpoint.hub_address import HubFile
 from llamaconv.checkpoint.huggingface import open_repository
+from llamaconv.checkpoint.remote_file import RemoteFile
 from llamaconv.checkpoint.untrusted.files import read_json
 from llamaconv.checkpoint.untrusted.safetensors_header import header_end, parse_header
 
@@ -21,7 +21,7 @@ class FolderElsewhere:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.path = HubFile("hf://org/model@1", "org/model@1", "1", "hf download", self)
+        self.path = RemoteFile("hf://org/model@1", "org/model@1", "1", "hf download", self)
         files = [file for file in sorted(folder.iterdir()) if file.is_file()]
         self.files = {file.name: file.stat().st_size for file in files}
         self.digests: dict[str, Digest] = {

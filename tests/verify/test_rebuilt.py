@@ -129,9 +129,9 @@ def test_files_that_cannot_be_rebuilt_are_named(
 
 def test_a_file_without_a_listed_digest_cannot_be_compared(source: Path) -> None:
     opened: Checkpoint = open_elsewhere(source)
-    assert opened.repository is not None
+    assert opened.remote is not None
     name = "model-00002-of-00003.safetensors"
-    del opened.repository.digests[name]
+    del opened.remote.digests[name]
     rebuilt = Rebuilt(make_plan(opened))
     assert rebuilt.unknown == {name: "the repository lists no digest of it"}
     assert len(rebuilt.files) == 2

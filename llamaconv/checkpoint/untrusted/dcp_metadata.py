@@ -11,17 +11,15 @@ change where a tensor's bytes are, or what they mean, are ignored. Additions tha
 from __future__ import annotations
 
 import gc
-import mmap
-import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from llamaconv.checkpoint.tensors import DTYPE_BYTES
-from llamaconv.checkpoint.untrusted.files import open_file
+from llamaconv.checkpoint.tensors import DTYPE_BYTES, Location
+from llamaconv.checkpoint.untrusted.files import ByteSource, LocalBytes, open_bytes
 from llamaconv.checkpoint.untrusted.pickle_data import (
     Bytes,
     EnumMember,
@@ -152,18 +150,25 @@ class Metadata:
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """Read the metadata of the checkpoint in ``folder``.
+    """Read the metadata of the checkpoint in ``folder``; raises what `read_metadata_of` does."""
+    return read_metadata_of(folder / NAME, open_bytes(folder / NAME))
+
+
+def read_metadata_of(path: Location, opened: AbstractContextManager[ByteSource]) -> Metadata:
+    """Read the metadata of a checkpoint.
+
+    Args:
+        path: The file, for messages.
+        opened: What opens it; it may raise ``OSError``.
 
     Raises:
         RefusedError: There is none, it names what no checkpoint needs, or it is damaged.
     """
-    path = folder / NAME
     try:
-        with open_file(path) as file:
-            n_bytes = os.fstat(file.fileno()).st_size
-            if not 0 < n_bytes <= _MOST_BYTES:
-                raise ValueError(f"it has {n_bytes} bytes")
-            with _content(file) as content, _uncollected():
+        with opened as source:
+            if not 0 < source.n_bytes <= _MOST_BYTES:
+                raise ValueError(f"it has {source.n_bytes} bytes")
+            with _content(source) as content, _uncollected():
                 return _Reader().metadata(read(content, ADMITTED, _MEMORY_FORMATS, _LATER))
     except FileNotFoundError as error:
         raise RefusedError(
@@ -181,12 +186,14 @@ def read_metadata(folder: Path) -> Metadata:
 
 
 @contextmanager
-def _content(file: BinaryIO) -> Iterator[Bytes]:
-    """Give the bytes of ``file``: mapped, or read if the filesystem cannot map files."""
+def _content(source: ByteSource) -> Iterator[Bytes]:
+    """Give the bytes of a file: mapped, or read if it is not here or cannot be mapped."""
     try:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if not isinstance(source, LocalBytes):
+            raise OSError
+        content = source.mapped()
     except OSError:
-        yield file.read()
+        yield source.read(0, source.n_bytes)
         return
     with content:
         yield content

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import stat
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from llamaconv.report.errors import Problem, RefusedError, collect_problems
 
@@ -34,6 +37,60 @@ def what_it_is(start: bytes) -> str | None:
     if start.startswith(b"PK\x03\x04"):
         return "this is a zip archive, as torch.save writes"
     return None
+
+
+class ByteSource(Protocol):
+    """The bytes of one file, wherever it is."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the file."""
+
+    def read(self, first: int, n_bytes: int) -> bytes:
+        """Return bytes from byte ``first`` on; fewer only if the file ends. Raises ``OSError``."""
+
+    def expect(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Announce spans (first byte, and the byte after the last) that are going to be read.
+
+        It is a hint: a file on another machine may fetch them together.
+        """
+
+
+class LocalBytes:
+    """A `ByteSource` of an open file here."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Read ``file``, which stays open."""
+        self._descriptor = file.fileno()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the file."""
+        return os.fstat(self._descriptor).st_size
+
+    def read(self, first: int, n_bytes: int) -> bytes:
+        """Return bytes from byte ``first`` on; fewer only if the file ends. Raises ``OSError``."""
+        content = b""
+        while len(content) < n_bytes:
+            got = os.pread(self._descriptor, n_bytes - len(content), first + len(content))
+            if not got:
+                break
+            content += got
+        return content
+
+    def expect(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Do nothing: the system reads ahead."""
+
+    def mapped(self) -> mmap.mmap:
+        """Map the whole file. Raises ``OSError`` if its filesystem cannot."""
+        return mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[LocalBytes]:
+    """Open ``path`` as a `ByteSource`; raises what `open_file` does."""
+    with open_file(path) as file:
+        yield LocalBytes(file)
 
 
 def open_file(path: Path) -> BinaryIO:

@@ -7,14 +7,12 @@ https://huggingface.co/docs/safetensors/index#format
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from llamaconv.checkpoint.tensors import DTYPE_BYTES, Location, Piece, TensorInfo
-from llamaconv.checkpoint.untrusted.files import open_file, parse_json, what_it_is
+from llamaconv.checkpoint.untrusted.files import ByteSource, parse_json, what_it_is
 from llamaconv.checkpoint.untrusted.values import sizes
 from llamaconv.report.errors import Problem, printable
 
@@ -44,16 +42,21 @@ DTYPES = {
 }
 
 
-def read_safetensors_header(path: Path) -> tuple[dict[str, TensorInfo], list[Problem]]:
-    """Return the tensors of one file, and every problem found. Only the header is read."""
-    try:
-        with open_file(path) as file:
-            file_bytes = os.fstat(file.fileno()).st_size
-            start = file.read(8)
-            start += file.read((header_end(start, file_bytes) or _LOOK_BYTES) - len(start))
-    except OSError as error:
-        return {}, [Problem(f"{path}: {error.strerror or error}")]
-    return parse_header(path, start, file_bytes)
+def read_safetensors_header(
+    path: Location, source: ByteSource
+) -> tuple[dict[str, TensorInfo], list[Problem]]:
+    """Return the tensors of one file, and every problem found. Only the header is read.
+
+    Args:
+        path: The file, for messages and pieces.
+        source: Its bytes.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    start = source.read(0, 8)
+    end = header_end(start, source.n_bytes) or _LOOK_BYTES
+    return parse_header(path, start + source.read(len(start), end - len(start)), source.n_bytes)
 
 
 def header_end(start: bytes, file_bytes: int) -> int | None:

@@ -13,16 +13,16 @@ are not zero.
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any, BinaryIO
+from typing import Any
 
 from llamaconv.checkpoint.tensors import DTYPE_BYTES
+from llamaconv.checkpoint.untrusted.files import ByteSource
 from llamaconv.checkpoint.untrusted.pickle_data import (
     ForbiddenNameError,
     PersistentId,
@@ -140,7 +140,7 @@ class _InertOfRanks:
 
 
 class Archive:
-    """The archive that begins at byte ``start`` of ``file`` and is ``length`` bytes long.
+    """The archive that begins at byte ``start`` of ``source`` and is ``length`` bytes long.
 
     ``value`` is what was saved, with a `PickledCall` for each tensor, which `tensor` reads. With
     ``of_rank``, a DTensor is read as the rank's own part of it; without, it is refused.
@@ -151,8 +151,8 @@ class Archive:
         ValueError: It is damaged.
     """
 
-    def __init__(self, file: BinaryIO, start: int, length: int, of_rank: bool = False) -> None:
-        self._descriptor = file.fileno()
+    def __init__(self, source: ByteSource, start: int, length: int, of_rank: bool = False) -> None:
+        self._source = source
         self._start = start
         self._length = length
         self._records = {name: (at, n_bytes) for name, at, n_bytes in self._directory()}
@@ -237,6 +237,7 @@ class Archive:
             raise ValueError(f"its directory would have {n_bytes} bytes")
         directory = self._read(at, n_bytes)
         place, names, spans = 0, set(), []
+        records = []
         for _ in range(count):
             if place + _ENTRY.size > len(directory):
                 raise ValueError("its directory is damaged")
@@ -260,7 +261,14 @@ class Archive:
             if name in names:
                 raise ValueError(f"its record {name} appears twice")
             names.add(name)
-            begin = self._begin(header, flags, directory[name_at:extra_at])
+            records.append((name, header, flags, directory[name_at:extra_at], whole))
+        # Each record's own header is elsewhere in the file.
+        self._source.expect(
+            (self._start + header, self._start + header + _LOCAL.size + len(stored))
+            for _, header, _, stored, _ in records
+        )
+        for name, header, flags, stored, whole in records:
+            begin = self._begin(header, flags, stored)
             if begin + whole > at:
                 raise ValueError(f"its record {name} is damaged")
             spans.append((header, begin + whole))
@@ -307,12 +315,9 @@ class Archive:
     def _read(self, at: int, n_bytes: int) -> bytes:
         if not 0 <= at <= at + n_bytes <= self._length:
             raise ValueError("it ends early")
-        content = b""
-        while len(content) < n_bytes:
-            left, place = n_bytes - len(content), self._start + at + len(content)
-            if not (got := os.pread(self._descriptor, left, place)):
-                raise ValueError("it ends early")
-            content += got
+        content = self._source.read(self._start + at, n_bytes)
+        if len(content) < n_bytes:
+            raise ValueError("it ends early")
         return content
 
 

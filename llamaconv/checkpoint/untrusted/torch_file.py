@@ -5,36 +5,40 @@ Nothing in it runs, and no tensor is created (see `torch_archive`).
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
 from typing import Any
 
-from llamaconv.checkpoint.tensors import Piece, TensorInfo
-from llamaconv.checkpoint.untrusted.files import open_file, what_it_is
+from llamaconv.checkpoint.tensors import Location, Piece, TensorInfo
+from llamaconv.checkpoint.untrusted.files import ByteSource, what_it_is
 from llamaconv.checkpoint.untrusted.pickle_data import ForbiddenNameError, UnknownFormError
 from llamaconv.checkpoint.untrusted.torch_archive import Archive, is_tensor, kind_of
 from llamaconv.report.errors import Problem, explained, first_few, warning
 
 
-def read_torch_header(path: Path) -> tuple[dict[str, TensorInfo], list[Problem]]:
-    """Return the tensors of one ``.pth`` or ``.bin`` file, and every problem found."""
+def read_torch_header(
+    path: Location, source: ByteSource
+) -> tuple[dict[str, TensorInfo], list[Problem]]:
+    """Return the tensors of one ``.pth`` or ``.bin`` file, and every problem found.
+
+    Args:
+        path: The file, for messages and pieces.
+        source: Its bytes.
+
+    Raises:
+        OSError: It cannot be read.
+    """
 
     def no_tensors(reason: str) -> tuple[dict[str, TensorInfo], list[Problem]]:
         return {}, [Problem(f"{path}: {reason}", (path.name,))]
 
     try:
-        with open_file(path) as file:
-            start = file.read(512)
-            if not start.startswith(b"PK\x03\x04"):
-                return no_tensors(
-                    what_it_is(start)
-                    or "not a file of torch.save since torch 1.6; load it with torch and save it again"
-                )
-            archive = Archive(file, 0, os.fstat(file.fileno()).st_size)
-            return _tensors(path, archive)
-    except OSError as error:
-        return no_tensors(error.strerror or str(error))
+        start = source.read(0, 512)
+        if not start.startswith(b"PK\x03\x04"):
+            return no_tensors(
+                what_it_is(start)
+                or "not a file of torch.save since torch 1.6; load it with torch and save it again"
+            )
+        return _tensors(path, Archive(source, 0, source.n_bytes))
     except UnknownFormError as error:
         return no_tensors(str(error))
     except ForbiddenNameError as error:
@@ -46,7 +50,7 @@ def read_torch_header(path: Path) -> tuple[dict[str, TensorInfo], list[Problem]]
         return no_tensors(f"cut or damaged ({error}); download it again")
 
 
-def _tensors(path: Path, archive: Archive) -> tuple[dict[str, TensorInfo], list[Problem]]:
+def _tensors(path: Location, archive: Archive) -> tuple[dict[str, TensorInfo], list[Problem]]:
     if not isinstance(archive.value, dict):
         kind = kind_of(archive.value)
         reason = f"expected a dict of tensors, found {kind}. Save the model's state_dict() alone"

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint import save
 from llamaconv import FailedError, RefusedError, Target, make_plan, open_checkpoint
 from llamaconv.checkpoint import receipt
 from llamaconv.checkpoint.tensors import TensorInfo
+from llamaconv.checkpoint.untrusted.files import LocalBytes
 from llamaconv.checkpoint.untrusted.safetensors_header import parse_header
 from llamaconv.checkpoint.untrusted.torch_archive import Archive
 from llamaconv.convert.convert import Conversion
@@ -74,7 +75,7 @@ def test_archive_directory_with_an_undecodable_name_is_refused(tmp_path: Path) -
         open(tmp_path / "file", "rb") as file,
         pytest.raises(ValueError, match="'utf-8' codec can't decode"),
     ):
-        Archive(file, 0, len(content))
+        Archive(LocalBytes(file), 0, len(content))
 
 
 @pytest.mark.parametrize("shape", [(8,), (1, 8, 8), ()])
@@ -98,4 +99,4 @@ def test_archive_record_marked_as_a_folder_is_refused(tmp_path: Path) -> None:
         open(tmp_path / "file", "rb") as file,
         pytest.raises(ValueError, match="its directory is damaged"),
     ):
-        Archive(file, 0, len(content))
+        Archive(LocalBytes(file), 0, len(content))

@@ -8,6 +8,7 @@ import torch
 from support.archives import Bend, saved, write_dcp, write_meta
 
 from llamaconv import open_checkpoint
+from llamaconv.checkpoint.untrusted.files import LocalBytes
 from llamaconv.checkpoint.untrusted.torch_archive import Archive
 
 
@@ -51,14 +52,14 @@ def test_wrong_local_header_offset_is_refused(tmp_path: Path) -> None:
         open(tmp_path / "file", "rb") as file,
         pytest.raises(ValueError, match=r"record \w+/data\.pkl is not where its directory says"),
     ):
-        Archive(file, 0, len(content))
+        Archive(LocalBytes(file), 0, len(content))
 
 
 def test_tensor_offsets_equal_those_of_torch(tmp_path: Path) -> None:
     tensor = torch.randn(8, 8)
     (tmp_path / "file").write_bytes(b"before" + saved({"a": tensor}) + b"after")
     with open(tmp_path / "file", "rb") as file:
-        archive = Archive(file, 6, (tmp_path / "file").stat().st_size - 11)
+        archive = Archive(LocalBytes(file), 6, (tmp_path / "file").stat().st_size - 11)
         found = archive.tensor(archive.value["a"])
         file.seek(found.offset)
         assert file.read(tensor.nbytes) == tensor.numpy().tobytes()
