@@ -11,7 +11,7 @@ from support import checkpoints
 
 from llamaconv import Target, convert_checkpoint, make_plan, open_checkpoint
 from llamaconv.cli import main
-from llamaconv.convert import direct, sync, write_files
+from llamaconv.convert import direct, disk, sync
 
 
 class NoRenameat2:
@@ -34,8 +34,8 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_conversion_and_its_checks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
 ) -> None:
-    monkeypatch.setattr(write_files, "_MOST_CACHED_BYTES", 0)  # as a long target
-    monkeypatch.setattr(write_files, "_LONG_FILE_BYTES", 0)
+    monkeypatch.setattr(disk, "_MOST_CACHED_BYTES", 0)  # as a long target
+    monkeypatch.setattr(disk, "_LONG_FILE_BYTES", 0)
     plan = make_plan(open_checkpoint(checkpoints.write(tmp_path / "source")), Target(to=to))  # type: ignore[arg-type]
     done = convert_checkpoint(plan, tmp_path / "target")
     assert done.verification is not None

@@ -27,6 +27,7 @@ from typing import Any
 
 from llamaconv.checkpoint.receipt import Receipt
 from llamaconv.convert.agreement import agree, fingerprint
+from llamaconv.convert.disk import Disk
 from llamaconv.convert.engine import Engine
 from llamaconv.convert.make_receipt import make_receipt
 from llamaconv.convert.next_steps import dump_of, next_steps, step_name
@@ -172,14 +173,15 @@ def convert_checkpoint(
     with staged(target, overwrite, identity, ranks) as folder:
         engine = Engine(plan, progress, ranks)
         began = time.perf_counter()
-        digests = engine.write(folder, workers)
+        files = Disk(folder)
+        digests = engine.write(files, workers)
         seconds = time.perf_counter() - began
         if changed := plan.source.changed():
             raise UnusableError(changed)
         verification = _verify(plan, folder, digests, progress, ranks) if verified else None
         record = make_receipt(plan, digests, verification)
         if ranks.first:
-            write_receipt(folder, record)
+            write_receipt(files, record)
     advice = next_steps(plan, target, dump)
     if ranks.first:
         advice = write_training_files(advice, training_files or folder_for(target, dump))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
@@ -18,6 +17,7 @@ from llamaconv.checkpoint.buffers import scratch
 from llamaconv.checkpoint.reader import PieceReader
 from llamaconv.checkpoint.tensors import DTYPE_BYTES, TensorInfo
 from llamaconv.checkpoint.torch_rows import one_thread
+from llamaconv.convert.destination import Destination
 from llamaconv.convert.output import Written
 from llamaconv.convert.target_files import write_target
 from llamaconv.model import rope
@@ -62,11 +62,11 @@ class Engine:
         self._expected: set[tuple[str, int, int]] = set()
         self._written: dict[tuple[str, int, int], Written] = {}
 
-    def write(self, folder: Path, workers: int) -> dict[str, list[str]]:
+    def write(self, target: Destination, workers: int) -> dict[str, list[str]]:
         """Write this rank's share of the target.
 
         Args:
-            folder: The folder to fill.
+            target: The target to fill.
             workers: Writer threads of this rank.
 
         Returns:
@@ -76,8 +76,10 @@ class Engine:
             UnusableError: A value overflowed, on any rank.
         """
         # Writers run in parallel, so torch's own threads would only compete with them.
+        if not target.can_be_reread:
+            self._repeated.clear()
         with self.reader, one_thread():
-            digests = write_target(folder, self.plan, self, workers, self.ranks)
+            digests = write_target(target, self.plan, self, workers, self.ranks)
         self._sum_up()
         return digests
 

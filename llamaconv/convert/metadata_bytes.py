@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import copyreg
 import io
-import os
 import pickle
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,21 +20,9 @@ from torch.distributed.checkpoint import metadata as torch_metadata
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 from torch.serialization import _get_layout
 
-from llamaconv.checkpoint.untrusted.dcp_metadata import NAME, Metadata, TensorEntry
+from llamaconv.checkpoint.untrusted.dcp_metadata import Metadata, TensorEntry
 
 _PROTOCOL = 4
-
-
-def write_metadata(folder: Path, metadata: Metadata) -> None:
-    """Write the ``.metadata`` of a checkpoint of tensors to ``folder``, replacing another one.
-
-    Raises:
-        OSError: From the disk.
-    """
-    with (folder / NAME).open("wb") as file:
-        file.write(encoded(metadata))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def encoded(metadata: Metadata) -> bytes:

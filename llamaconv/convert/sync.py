@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from llamaconv.convert.output import Output
+from llamaconv.convert.disk_file import DiskFile
 from llamaconv.report.errors import STOPPED, FailedError
 
 # macOS has none of its own.
@@ -36,7 +36,7 @@ class OpenFile:
         due: When to sync it next, by ``time.monotonic``.
     """
 
-    output: Output
+    output: DiskFile
     descriptor: int
     whole: bool = False
     busy: bool = False
@@ -64,7 +64,7 @@ class BackgroundSync:
             if self._stop.is_set():
                 raise FailedError(STOPPED)
 
-    def begin(self, output: Output) -> OpenFile:
+    def begin(self, output: DiskFile) -> OpenFile:
         """Add ``output``, which is going to be written."""
         file = OpenFile(output, os.dup(output.fileno()))
         with self._changed:

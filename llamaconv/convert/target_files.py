@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from llamaconv.checkpoint.checkpoint import Format
 from llamaconv.checkpoint.tensors import TensorInfo
+from llamaconv.convert.destination import Destination
 from llamaconv.convert.joined import joined_tensors
 from llamaconv.convert.output import CountedBlocks
 from llamaconv.convert.small_files import copy_small_files
@@ -26,12 +26,12 @@ How = tuple[
 
 
 def write_target(
-    folder: Path, plan: Plan, blocks: CountedBlocks, workers: int, ranks: Ranks
+    target: Destination, plan: Plan, blocks: CountedBlocks, workers: int, ranks: Ranks
 ) -> Digests:
     """Write this rank's files of the target, and on rank 0 the small files.
 
     Args:
-        folder: Where to write.
+        target: Where to write.
         plan: The conversion, without errors.
         blocks: Where the target's bytes come from.
         workers: Writer threads of this rank.
@@ -44,16 +44,16 @@ def write_target(
         OSError: The disk failed; and whatever ``blocks`` raises.
     """
     if not ranks.first:
-        return _weights(folder, plan, blocks, workers, ranks)
+        return _weights(target, plan, blocks, workers, ranks)
     if plan.source.remote is None:
-        copy_small_files(folder, plan.small_files)
-        return _weights(folder, plan, blocks, workers, ranks)
+        copy_small_files(target, plan.small_files)
+        return _weights(target, plan, blocks, workers, ranks)
     stop = threading.Event()
     with ThreadPoolExecutor(1) as aside:
         # Small files of another machine take as long as some of the weights.
-        job = aside.submit(copy_small_files, folder, plan.small_files, plan.source.remote, stop)
+        job = aside.submit(copy_small_files, target, plan.small_files, plan.source.remote, stop)
         try:
-            digests = _weights(folder, plan, blocks, workers, ranks)
+            digests = _weights(target, plan, blocks, workers, ranks)
             job.result()
         finally:
             stop.set()
@@ -61,37 +61,37 @@ def write_target(
 
 
 def _weights(
-    folder: Path, plan: Plan, blocks: CountedBlocks, workers: int, ranks: Ranks
+    target: Destination, plan: Plan, blocks: CountedBlocks, workers: int, ranks: Ranks
 ) -> Digests:
     tensors = [TensorInfo(move.target_name, move.dtype, move.shape) for move in plan.stored]
-    return WRITERS[plan.target.format](folder, plan, tensors, (blocks, workers, ranks))
+    return WRITERS[plan.target.format](target, plan, tensors, (blocks, workers, ranks))
 
 
-def _dcp(folder: Path, plan: Plan, tensors: list[TensorInfo], how: How) -> Digests:
+def _dcp(target: Destination, plan: Plan, tensors: list[TensorInfo], how: How) -> Digests:
     joined = joined_tensors(plan)
     # A fused tensor stands where the first of its parts would.
     whole_ones = {
         whole(t.name): joined[whole(t.name)].tensor if whole(t.name) in joined else t
         for t in tensors
     }
-    return write_dcp(folder, [*whole_ones.values()], plan.target.shards, *how, joined, plan.values)
+    return write_dcp(target, [*whole_ones.values()], plan.target.shards, *how, joined, plan.values)
 
 
-def _meta(folder: Path, plan: Plan, tensors: list[TensorInfo], how: How) -> Digests:
+def _meta(target: Destination, plan: Plan, tensors: list[TensorInfo], how: How) -> Digests:
     *_, ranks = how
     if ranks.first:
-        write_params(folder, plan.ready()[0])
-    return write_meta(folder, tensors, plan.target.shards, *how)
+        write_params(target, plan.ready()[0])
+    return write_meta(target, tensors, plan.target.shards, *how)
 
 
-def _huggingface(folder: Path, plan: Plan, tensors: list[TensorInfo], how: How) -> Digests:
+def _huggingface(target: Destination, plan: Plan, tensors: list[TensorInfo], how: How) -> Digests:
     *_, ranks = how
     if ranks.first:
-        write_config(folder, plan)
-    return write_huggingface(folder, tensors, plan.target.max_shard_size, *how)
+        write_config(target, plan)
+    return write_huggingface(target, tensors, plan.target.max_shard_size, *how)
 
 
-WRITERS: dict[Format, Callable[[Path, Plan, list[TensorInfo], How], Digests]] = {
+WRITERS: dict[Format, Callable[[Destination, Plan, list[TensorInfo], How], Digests]] = {
     "huggingface": _huggingface,
     "meta": _meta,
     "dcp": _dcp,

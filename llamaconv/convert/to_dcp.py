@@ -10,12 +10,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -31,11 +31,12 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
-from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from llamaconv.checkpoint.tensors import TensorInfo
 from llamaconv.checkpoint.untrusted.dcp_metadata import (
+    NAME,
     EntryLocation,
     Metadata,
     Offsets,
@@ -43,17 +44,18 @@ from llamaconv.checkpoint.untrusted.dcp_metadata import (
     UnknownEntry,
 )
 from llamaconv.convert.copied_values import ValueBlocks
+from llamaconv.convert.destination import Destination, File
 from llamaconv.convert.joined import Joined, JoinedBlocks
-from llamaconv.convert.metadata_bytes import write_metadata
+from llamaconv.convert.metadata_bytes import encoded
 from llamaconv.convert.output import CountedBlocks, Output, Payload
 from llamaconv.convert.torch_stream import save_streamed, without_data
-from llamaconv.convert.write_files import File, write_files
+from llamaconv.convert.write_files import write_files
 from llamaconv.plan.plan import ValueCopy
 from llamaconv.ranks import ALONE, Ranks
 
 
 def write_dcp(
-    folder: Path,
+    target: Destination,
     tensors: Sequence[TensorInfo],
     shards: int,
     blocks: CountedBlocks,
@@ -65,7 +67,7 @@ def write_dcp(
     """Write a distributed checkpoint.
 
     Args:
-        folder: The folder to fill.
+        target: The target to fill.
         tensors: The target's tensors, without pieces.
         shards: Row chunks per tensor, cut as ``torch.chunk`` does; of a `Joined` one, along its axis.
         blocks: Where the bytes come from.
@@ -82,7 +84,7 @@ def write_dcp(
     """
     joined = joined or {}
     copies = {copy.target: copy for copy in values}
-    writer = _StreamWriter(folder, blocks, workers, ranks, joined, copies)
+    writer = _StreamWriter(target, blocks, workers, ranks, joined, copies)
     planner = _ChunkPlanner(tensors, shards, joined, copies)
     if not ranks.first:
         # Rank 0's torch writes the metadata of what all ranks wrote. The files do not depend on
@@ -151,26 +153,41 @@ class _ChunkPlanner(DefaultSavePlanner):
             )
 
 
-class _StreamWriter(FileSystemWriter):
+class _StreamWriter(StorageWriter):
     """Write torch's file layout and metadata, with bytes from ``blocks`` instead of tensors."""
 
     def __init__(
         self,
-        folder: Path,
+        target: Destination,
         blocks: CountedBlocks,
         workers: int,
         ranks: Ranks,
         joined: Mapping[str, Joined],
         values: Mapping[str, ValueCopy],
     ) -> None:
-        super().__init__(folder)
-        self.folder = folder
+        self.target = target
         self.blocks = blocks
         self.workers = workers
         self.ranks = ranks
         self.joined = joined
         self.values = values
         self._digests: dict[tuple[str, Offsets], str] = {}
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Keep the target: it is known already."""
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the target is there."""
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        return plans
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:  # noqa: ARG003
+        return True
 
     def finish(self, metadata: TorchMetadata, results: list[list[WriteResult]]) -> None:
         """Write the metadata in the form that every torch reads."""
@@ -187,7 +204,7 @@ class _StreamWriter(FileSystemWriter):
             info: _StorageInfo = written.storage_data
             place = EntryLocation(info.relative_path, info.offset, info.length)
             locations[written.index.fqn, _offsets(written.index)] = place
-        write_metadata(self.folder, Metadata(entries, locations))
+        self.target.put(NAME, encoded(Metadata(entries, locations)))
 
     def write_data(self, plan: SavePlan, _planner: SavePlanner) -> Future[list[WriteResult]]:
         future: Future[list[WriteResult]] = Future()
@@ -206,7 +223,7 @@ class _StreamWriter(FileSystemWriter):
             # Named as torch names the files of its first rank.
             files.append(File(f"__0_{number}.distcp", payloads, write))
         results = []
-        found = write_files(self.folder, files, self.blocks, self.workers, self.ranks)
+        found = write_files(self.target, files, self.blocks, self.workers, self.ranks)
         for file, group, entries in zip(files, by_file, found, strict=True):
             for item, (begin, length, digest) in zip(group, entries, strict=True):
                 self._digests[item.index.fqn, _offsets(item.index) or ()] = digest

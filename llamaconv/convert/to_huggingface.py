@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from llamaconv.checkpoint.huggingface import CONFIG
 from llamaconv.checkpoint.huggingface_index import INDEX, SINGLE
 from llamaconv.checkpoint.tensors import TensorInfo
 from llamaconv.checkpoint.untrusted.safetensors_header import DTYPES
+from llamaconv.convert.destination import Destination, File
 from llamaconv.convert.output import CountedBlocks, Output, Payload
-from llamaconv.convert.small_files import write_text
-from llamaconv.convert.write_files import File, write_files
+from llamaconv.convert.small_files import put_text
+from llamaconv.convert.write_files import write_files
 from llamaconv.model.config_json import to_config
 from llamaconv.plan.plan import Plan
 from llamaconv.ranks import ALONE, Ranks
@@ -27,7 +27,7 @@ _STORED = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_huggingface(
-    folder: Path,
+    target: Destination,
     tensors: Sequence[TensorInfo],
     max_shard_size: int,
     blocks: CountedBlocks,
@@ -37,7 +37,7 @@ def write_huggingface(
     """Write shards, and an index if there are several.
 
     Args:
-        folder: The folder to fill.
+        target: The target to fill.
         tensors: The target's tensors, without pieces.
         max_shard_size: Most bytes of tensors per shard; a longer tensor gets a shard of its own.
         blocks: Where the bytes come from.
@@ -59,14 +59,14 @@ def write_huggingface(
         payloads = [Payload(blocks, t.name, 0, t.n_rows, t.row_bytes) for t in shard]
         files.append(File(name, payloads, partial(_write_shard, shard, payloads)))
     digests: dict[str, list[str]] = {}
-    for found in write_files(folder, files, blocks, workers, ranks):
+    for found in write_files(target, files, blocks, workers, ranks):
         digests |= found
     if len(shards) > 1 and ranks.first:
         weight_map = {
             tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard
         }
         total = sum(tensor.nbytes for tensor in tensors)
-        _dump(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        _dump(target, INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     return digests
 
 
@@ -105,14 +105,14 @@ def _write_shard(
     }
 
 
-def write_config(folder: Path, plan: Plan) -> None:
+def write_config(target: Destination, plan: Plan) -> None:
     """Write config.json for what ``plan`` writes."""
     params, _ = plan.ready()
     dtypes = {move.dtype for move in plan.written}
     dtype = next(iter(dtypes)) if len(dtypes) == 1 else None
     roles = {move.place[0] for move in plan.written}
-    _dump(folder / CONFIG, to_config(params, dtype, plan.further, roles))
+    _dump(target, CONFIG, to_config(params, dtype, plan.further, roles))
 
 
-def _dump(path: Path, content: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
+def _dump(target: Destination, name: str, content: Mapping[str, Any]) -> None:
+    put_text(target, name, json.dumps(content, indent=2) + "\n")

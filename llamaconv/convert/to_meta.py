@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from llamaconv.checkpoint.tensors import DTYPE_BYTES, TensorInfo
+from llamaconv.convert.destination import Destination, File
 from llamaconv.convert.output import CountedBlocks, Output, Payload
-from llamaconv.convert.small_files import write_text
+from llamaconv.convert.small_files import put_text
 from llamaconv.convert.torch_stream import save_streamed, without_data
-from llamaconv.convert.write_files import File, write_files
+from llamaconv.convert.write_files import write_files
 from llamaconv.model.names import cut_axis
 from llamaconv.model.params import LlamaParams
 from llamaconv.model.params_json import to_params_json
@@ -26,7 +26,7 @@ from llamaconv.ranks import ALONE, Ranks
 
 
 def write_meta(
-    folder: Path,
+    target: Destination,
     tensors: Sequence[TensorInfo],
     n_files: int,
     blocks: CountedBlocks,
@@ -36,7 +36,7 @@ def write_meta(
     """Write model-parallel files.
 
     Args:
-        folder: The folder to fill.
+        target: The target to fill.
         tensors: The target's tensors, without pieces.
         n_files: Number of files.
         blocks: Where the bytes come from.
@@ -62,7 +62,7 @@ def write_meta(
         }
         write = partial(_write_file, state, payloads)
         files.append(File(f"consolidated.{number:02d}.pth", payloads, write))
-    digests = write_files(folder, files, blocks, workers, ranks)
+    digests = write_files(target, files, blocks, workers, ranks)
     return {
         tensor.name: [digests[n][i] for n in range(n_files if len(tensor.shape) == 2 else 1)]
         for i, tensor in enumerate(tensors)
@@ -97,6 +97,6 @@ def _payload(
     return Payload(blocks, tensor.name, start[0], start[0] + shape[0], tensor.row_bytes, columns)
 
 
-def write_params(folder: Path, params: LlamaParams) -> None:
+def write_params(target: Destination, params: LlamaParams) -> None:
     """Write params.json."""
-    write_text(folder / "params.json", json.dumps(to_params_json(params), indent=1) + "\n")
+    put_text(target, "params.json", json.dumps(to_params_json(params), indent=1) + "\n")

@@ -5,55 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from llamaconv.convert.journal import Journal
-from llamaconv.convert.output import CountedBlocks, Output, Payload
-from llamaconv.convert.sync import BackgroundSync
+from llamaconv.convert.destination import Destination, File
+from llamaconv.convert.output import CountedBlocks
 from llamaconv.ranks import Ranks
-from llamaconv.report.errors import FailedError, UnusableError, first_few
-
-# A target of up to so many bytes stays in the page cache: who made it loads it next.
-_MOST_CACHED_BYTES = 4 << 30
-_LONG_FILE_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class File:
-    """One file of the target. One thread writes it: Linux does one write to a file at a time.
-
-    Attributes:
-        name: Its name in the folder.
-        payloads: The rows that it holds, in order.
-        write: Writes it, and returns a JSON value.
-    """
-
-    name: str
-    payloads: Sequence[Payload]
-    write: Callable[[Output], Any]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its tensors."""
-        return sum(one.n_rows * one.bytes_per_row for one in self.payloads)
-
-    def expect(self, folder: Path) -> None:
-        """Announce what has to be read for this file, less what an earlier run left of it."""
-        kept = Journal(folder, self.name).read()
-        for number, payload in enumerate(self.payloads):
-            rows = kept[number].rows if number in kept else 0
-            payload.expect(rows if rows <= payload.n_rows else 0)
+from llamaconv.report.errors import FailedError, UnusableError
 
 
 def write_files(
-    folder: Path, files: Sequence[File], blocks: CountedBlocks, workers: int, ranks: Ranks
+    target: Destination, files: Sequence[File], blocks: CountedBlocks, workers: int, ranks: Ranks
 ) -> list[Any]:
-    """Write ``files`` to ``folder`` with ``workers`` threads per rank, and fsync them.
+    """Write ``files`` to ``target`` with ``workers`` threads per rank, so that they stay there.
 
     Args:
-        folder: The folder to fill.
+        target: The target to fill.
         files: All files of the target; every rank writes its share.
         blocks: Counts the bytes.
         workers: Writer threads of this rank.
@@ -66,11 +32,10 @@ def write_files(
         FailedError: A file is not as it was written; and what a thread raised first, once all
             others have stopped.
     """
-    # What the page cache cannot keep for its next reader is written around it.
-    direct = sum(file.nbytes for file in files) > _MOST_CACHED_BYTES
+    n_bytes = sum(file.nbytes for file in files)
     mine = [files[place] for place in ranks.share([file.nbytes for file in files])]
     written: dict[str, tuple[int, Any]] = {}
-    for part in ranks.all_gather(_write_mine(folder, mine, blocks, workers, direct)):
+    for part in ranks.all_gather(_write_mine(target, mine, blocks, workers, n_bytes)):
         written.update(part)
     # If a thread or a rank lost its work, do not write an index of bytes that are missing.
     if written.keys() != {file.name for file in files}:
@@ -78,52 +43,49 @@ def write_files(
             "internal error: the files written differ from the plan; please report this"
         )
     if ranks.first:
-        _check_there(folder, {name: length for name, (length, _) in written.items()})
+        target.check_there({name: length for name, (length, _) in written.items()})
     return [written[file.name][1] for file in files]
 
 
 def _write_mine(
-    folder: Path, files: Sequence[File], blocks: CountedBlocks, workers: int, direct: bool
+    target: Destination,
+    files: Sequence[File],
+    blocks: CountedBlocks,
+    workers: int,
+    n_bytes: int,
 ) -> dict[str, tuple[int, Any]]:
     """Return the length and the result of each file, by name."""
     stop = threading.Event()
-    sync = BackgroundSync(workers + 1, stop)
-
-    def write(file: File) -> Any:
-        sync.wait_for_room()
-        is_long = direct and file.nbytes >= _LONG_FILE_BYTES
-        with Output(folder, file.name, stop, blocks.count, is_long) as output:
-            open_file = sync.begin(output)
-            written = file.write(output)
-        if output.was_refused:
-            blocks.note_refusal()
-        sync.end(open_file)
-        return written
-
+    session = target.session(workers, stop, blocks, n_bytes)
     for file in files:
-        file.expect(folder)
+        _expect(file, target)
     blocks.start()
-    n_syncers = (workers + 1) // 2
-    with ThreadPoolExecutor(workers) as writers, ThreadPoolExecutor(n_syncers) as syncers:
+    n_helpers = session.n_helpers
+    with ThreadPoolExecutor(workers) as writers, ThreadPoolExecutor(max(1, n_helpers)) as helpers:
         jobs: list[Future[Any]] = []
         try:
-            jobs += [_submit(writers, write, file) for file in files]
-            syncing = [_submit(syncers, sync.work, jobs) for _ in range(n_syncers)]
-            wait([*jobs, *syncing], return_when=FIRST_EXCEPTION)
-            for job in [*jobs, *syncing]:  # a writer's error before those that it caused
+            jobs += [_submit(writers, session.write, file) for file in files]
+            helping = [_submit(helpers, session.help, jobs) for _ in range(n_helpers)]
+            wait([*jobs, *helping], return_when=FIRST_EXCEPTION)
+            for job in [*jobs, *helping]:  # a writer's error before those that it caused
                 if job.done():
                     job.result()
         except BaseException:
             stop.set()
             blocks.stop()
             writers.shutdown(cancel_futures=True)
-            syncers.shutdown()
-            sync.close()
+            helpers.shutdown()
+            session.close()
             raise
-    return {
-        file.name: ((folder / file.name).stat().st_size, job.result())
-        for file, job in zip(files, jobs, strict=True)
-    }
+    return {file.name: job.result() for file, job in zip(files, jobs, strict=True)}
+
+
+def _expect(file: File, target: Destination) -> None:
+    """Announce what has to be read for a file, less what an earlier run left of it."""
+    kept = target.kept_rows(file.name)
+    for number, payload in enumerate(file.payloads):
+        rows = kept.get(number, 0)
+        payload.expect(rows if rows <= payload.n_rows else 0)
 
 
 def _submit(pool: ThreadPoolExecutor, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
@@ -134,21 +96,3 @@ def _submit(pool: ThreadPoolExecutor, work: Callable[..., Any], *arguments: Any)
             f"no thread could be started ({error}). Raise the limit (ulimit -u), or choose fewer "
             "--workers"
         ) from error
-
-
-def _check_there(folder: Path, lengths: dict[str, int]) -> None:
-    """Open every file: a network filesystem shows what another host wrote once it is opened."""
-    wrong = []
-    for name, length in lengths.items():
-        try:
-            with (folder / name).open("rb") as file:
-                found = file.seek(0, 2)
-        except FileNotFoundError:
-            found = -1
-        if found != length:
-            wrong.append(f"{name} ({length:,} bytes written, {max(found, 0):,} seen)")
-    if wrong:
-        raise FailedError(
-            f"{folder}: rank 0 does not see {first_few(wrong, 3)}; the target must be on a filesystem "
-            "that every host shares"
-        )

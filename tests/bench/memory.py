@@ -40,9 +40,9 @@ CONVERT = """
 import functools, shutil, sys
 from xxhash import xxh3_128_digest
 from llamaconv.cli import main
-from llamaconv.convert.output import Output
+from llamaconv.convert.disk_file import DiskFile
 
-ask, write = shutil.disk_usage, Output.write
+ask, write = shutil.disk_usage, DiskFile.write
 shutil.disk_usage = lambda path: ask(path)._replace(free=1 << 62)
 
 @functools.cache
@@ -56,7 +56,7 @@ def write_or_skip(self, data):
     self._file.seek(n_bytes, 1)
     return n_bytes
 
-Output.write = write_or_skip
+DiskFile.write = write_or_skip
 sys.exit(main(sys.argv[1:]))
 """
 

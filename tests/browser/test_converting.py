@@ -14,9 +14,9 @@ from playwright.sync_api import Locator
 NAME = "converting.ipynb"
 CELLS = [
     """import threading
-import llamaconv.convert.output
+import llamaconv.convert.disk_file
 from llamaconv.notebook import background
-llamaconv.convert.output._JOURNAL_BYTES = 1000  # the sample is too small to be kept otherwise
+llamaconv.convert.disk_file._JOURNAL_BYTES = 1000  # the sample is too small to be kept otherwise
 gate, tell = threading.Event(), background.Work._progress
 def held(work, step, done, total):
     tell(work, step, done, total)

@@ -14,7 +14,7 @@ import pytest
 from support import checkpoints
 
 from llamaconv import Target, convert_checkpoint, make_plan, open_checkpoint
-from llamaconv.convert import direct, write_files
+from llamaconv.convert import direct, disk
 from llamaconv.convert.direct import DirectFile
 
 BUFFER = 2 * direct._ALIGNED
@@ -147,8 +147,8 @@ def test_long_targets_have_the_same_bytes(
 ) -> None:
     plan = make_plan(open_checkpoint(checkpoints.write(tmp_path / "source")), target)
     convert_checkpoint(plan, tmp_path / "cached", verified=False)
-    monkeypatch.setattr(write_files, "_MOST_CACHED_BYTES", 0)
-    monkeypatch.setattr(write_files, "_LONG_FILE_BYTES", 0)
+    monkeypatch.setattr(disk, "_MOST_CACHED_BYTES", 0)
+    monkeypatch.setattr(disk, "_LONG_FILE_BYTES", 0)
     begun: list[int] = []
     monkeypatch.setattr(DirectFile, "write", _counting(begun, DirectFile.write))
     convert_checkpoint(plan, tmp_path / "direct", verified=True)
@@ -175,12 +175,12 @@ def test_filesystem_that_refuses_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(open_checkpoint(checkpoints.write(tmp_path / "source")), Target(shards=3))
-    monkeypatch.setattr(write_files, "_MOST_CACHED_BYTES", 0)
-    monkeypatch.setattr(write_files, "_LONG_FILE_BYTES", 0)
+    monkeypatch.setattr(disk, "_MOST_CACHED_BYTES", 0)
+    monkeypatch.setattr(disk, "_LONG_FILE_BYTES", 0)
     calls = Calls(monkeypatch, refused=errno.EINVAL)
     refused = convert_checkpoint(plan, tmp_path / "refused", verified=False)
     assert calls.plain > 0
     assert str(refused.table()).count("no direct writes") == 1
-    monkeypatch.setattr(write_files, "_MOST_CACHED_BYTES", 1 << 40)
+    monkeypatch.setattr(disk, "_MOST_CACHED_BYTES", 1 << 40)
     cached = convert_checkpoint(plan, tmp_path / "cached", verified=False)
     assert "no direct writes" not in str(cached.table())

@@ -31,7 +31,7 @@ PARTIAL = ".llamaconv-partial"
 # Ranges and journals of small models, and a network that is given up soon.
 SMALL = {
     "llamaconv.checkpoint.fetch_ahead.RANGE_BYTES": 20_000,
-    "llamaconv.convert.output._JOURNAL_BYTES": 40_000,
+    "llamaconv.convert.disk_file._JOURNAL_BYTES": 40_000,
     "llamaconv.convert.engine._BLOCK_BYTES": 10_000,
     "llamaconv.checkpoint.hub_ranges.WAITS": [0.01, 0.02, 0.03],
 }

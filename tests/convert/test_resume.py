@@ -15,7 +15,7 @@ import torch
 from support import checkpoints
 
 from llamaconv import Target, convert_checkpoint, make_plan, open_checkpoint
-from llamaconv.convert import engine, journal, output
+from llamaconv.convert import disk_file, engine, journal
 from llamaconv.convert.convert import Conversion
 from llamaconv.model.params import LlamaParams
 from llamaconv.report.errors import FailedError, RefusedError
@@ -39,7 +39,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process; the command line in its own has the true ones."""
-    monkeypatch.setattr(output, "_JOURNAL_BYTES", 10_000)
+    monkeypatch.setattr(disk_file, "_JOURNAL_BYTES", 10_000)
     monkeypatch.setattr(engine, "_BLOCK_BYTES", 4_000)
 
 

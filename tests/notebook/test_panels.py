@@ -198,7 +198,7 @@ class TestConvertPanel:
     def test_cancelled_conversion_says_what_is_kept_and_goes_on_from_there(
         self, made: ConvertPanel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("llamaconv.convert.output._JOURNAL_BYTES", 1000)
+        monkeypatch.setattr("llamaconv.convert.disk_file._JOURNAL_BYTES", 1000)
         seen: list[tuple[bool, bool]] = []
 
         def at_the_checks(step: str, _done: int, _total: int) -> None:

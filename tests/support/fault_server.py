@@ -22,7 +22,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamaconv.cli import main
-from llamaconv.convert import direct, write_files
+from llamaconv.convert import direct, disk
 
 # What a conversion imports late.
 for name in (
@@ -55,7 +55,7 @@ def run(request: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"], resource.RLIM_INFINITY))
     if request.get("direct"):
         # As a target of many GB is written.
-        write_files._MOST_CACHED_BYTES = write_files._LONG_FILE_BYTES = 0
+        disk._MOST_CACHED_BYTES = disk._LONG_FILE_BYTES = 0
         direct._BUFFER_BYTES = 2 * direct._ALIGNED
     for name, value in request["constants"].items():
         module, _, constant = name.rpartition(".")

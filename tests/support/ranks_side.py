@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from llamaconv.cli import main
-from llamaconv.convert import output
+from llamaconv.convert import disk_file
 from llamaconv.convert.engine import Engine
 
 notes, fault, *arguments = sys.argv[1:]
@@ -38,7 +38,7 @@ def slow(engine: Engine, *counts: int) -> None:
 if fault in ("slow", "kept", "full", "interrupted", "changed"):
     Engine.count = slow
 if fault == "kept":
-    output._JOURNAL_BYTES = 10_000
+    disk_file._JOURNAL_BYTES = 10_000
 if rank == 1 and fault == "full":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
