@@ -114,7 +114,9 @@ class Checkpoint:
     @property
     def folder(self) -> Path | RemoteFile:
         """The folder of its files; ``path`` may be a file in it."""
-        if isinstance(self.path, RemoteFile) or self.path.is_dir():
+        if isinstance(self.path, RemoteFile):
+            return self.remote.path if self.remote else self.path
+        if self.path.is_dir():
             return self.path
         return self.path.parent
 

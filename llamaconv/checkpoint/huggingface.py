@@ -73,13 +73,9 @@ def open_huggingface(path: Path) -> Checkpoint:
 
     Never raises for bad content: everything wrong is in ``problems``.
     """
-    is_folder = path.is_dir()
-    opener = HuggingFaceOpener(LocalFolder(path if is_folder else path.parent))
-    if is_folder:
-        opener.read_folder()
-    else:
-        opener.read_set(one_file(opener.folder, path.name))
-    return opener.checkpoint(path)
+    if path.is_dir():
+        return open_folder(LocalFolder(path))
+    return open_folder(LocalFolder(path.parent), path.name)
 
 
 def open_repository(repository: RemoteFolder) -> Checkpoint:
@@ -87,9 +83,12 @@ def open_repository(repository: RemoteFolder) -> Checkpoint:
     return replace(open_folder(repository), remote=repository)
 
 
-def open_folder(folder: Folder) -> Checkpoint:
-    """Open a folder, wherever it is, as `open_huggingface` does."""
+def open_folder(folder: Folder, name: str = "") -> Checkpoint:
+    """Open a folder, or its file ``name``, wherever it is, as `open_huggingface` does."""
     opener = HuggingFaceOpener(folder)
+    if name:
+        opener.read_set(one_file(folder, name))
+        return opener.checkpoint(folder.path / name)
     opener.read_folder()
     return opener.checkpoint(folder.path)
 

@@ -201,7 +201,19 @@ def _open_repository(address: HubAddress) -> Checkpoint:
 def _open_store(address: StoreAddress) -> Checkpoint:
     from llamaconv.checkpoint.store_folder import StoreFolder
 
-    return open_store_folder(StoreFolder(address))
+    folder = StoreFolder(address)
+    if not folder.is_one_file:
+        return open_store_folder(folder)
+    if not address.name.endswith(OPENERS["huggingface"].single):
+        remedy = what_files_are(address.parent, [address.name])
+        raise RefusedError(
+            f"{address}: {remedy or 'neither a folder nor a .safetensors or .bin file'}"
+        )
+    folder = StoreFolder(address.parent)
+    folder.fetch_headers()
+    found = huggingface.open_folder(folder, address.name)
+    folder.forget()
+    return with_wrappers_reported(replace(found, remote=folder))
 
 
 def open_store_folder(folder: StoreFolder) -> Checkpoint:

@@ -40,6 +40,7 @@ class StoreFolder:
         files: Bytes of each file, by its path in the folder.
         digests: Nothing: what stores list depends on how a file was sent there.
         has_ranges: Always: others are refused.
+        is_one_file: Whether the address is that of a file, which is then listed alone.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class StoreFolder:
             for name, info in self._listed.items()
             if info.get("type") == "file"
         }
+        whole = [str(info["name"]).strip("/") for info in self._listed.values()]
+        self.is_one_file = whole == [self._fs_path.strip("/")]
         self._folders: dict[str, StoreFolder] = {}
         for name in _INNER:
             if name in self._listed and name not in self.files:
@@ -126,7 +129,7 @@ class StoreFolder:
         yield StoreBytes(self.ranges, name)
 
     def fetch(self, parts: Iterable[tuple[str, int, int]]) -> None:
-        """Have parts of files at hand, soon to be read; those of the headers that all files have too.
+        """Have parts of files at hand, soon to be read.
 
         Args:
             parts: Name of the file, first byte, and the byte after the last.

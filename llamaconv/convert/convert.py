@@ -14,8 +14,8 @@ path while a target is replaced may get files of both: ``llamaconv verify`` repo
 
 Each of several ranks writes some of the files, and rank 0 puts the target in place.
 
-A repository of the Hub is read by ranges, ahead of the writer, and never stored. An interrupted
-conversion fetches what is missing.
+A repository of the Hub, or a folder of a store, is read by ranges, ahead of the writer, and never
+stored. An interrupted conversion fetches what is missing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from llamaconv.convert.training_files import folder_for, write_training_files
 from llamaconv.plan.plan import Plan
 from llamaconv.plan.target import RULES
 from llamaconv.ranks import ALONE, Ranks
-from llamaconv.report.errors import RefusedError, UnusableError
+from llamaconv.report.errors import FailedError, Problem, RefusedError, UnusableError
 from llamaconv.report.progress import Progress
 from llamaconv.report.tables import Table, size
 from llamaconv.torchtitan.advice import Advice
@@ -139,7 +139,7 @@ def convert_checkpoint(
         overwrite: Replace a checkpoint at ``target``. A folder with anything else is refused.
         verified: Check the target before it gets its name.
         workers: Writer threads of this rank, from 1 to 64. By default one per CPU, at most 4, which
-            the ranks of a host share. From the Hub, always one.
+            the ranks of a host share. From the Hub or a store, always one.
         as_step_0: ``target`` is a dump folder of TorchTitan: write ``checkpoint/step-0`` in it.
         training_files: Where to write ``train.sh``, and the module it may need, for a DCP. By
             default NAME-train next to ``target``; files there that were edited are kept.
@@ -154,8 +154,8 @@ def convert_checkpoint(
     Raises:
         RefusedError: The plan has errors, the target must not or cannot be written, or the ranks do
             not agree. Nothing was written.
-        FailedError: The machine, the Hub, a check or another rank failed. A target that existed before is
-            unchanged.
+        FailedError: The machine, the Hub, a store, a check or another rank failed. A target that
+            existed before is unchanged.
     """
     plan.raise_for_errors()
     target, dump = _resolve_target(plan, Path(target), as_step_0)
@@ -176,7 +176,7 @@ def convert_checkpoint(
         files = Disk(folder)
         digests = engine.write(files, workers)
         seconds = time.perf_counter() - began
-        if changed := plan.source.changed():
+        if changed := _changed_meanwhile(plan):
             raise UnusableError(changed)
         verification = _verify(plan, folder, digests, progress, ranks) if verified else None
         record = make_receipt(plan, digests, verification)
@@ -197,6 +197,18 @@ def convert_checkpoint(
         advice=advice,
         was_refused=engine.was_refused,
     )
+
+
+def _changed_meanwhile(plan: Plan) -> list[Problem]:
+    """Return a problem for each file of the source that is not what it was.
+
+    Raises:
+        FailedError: A store does not say. What was written can be used by the next run.
+    """
+    try:
+        return plan.source.changed()
+    except RefusedError as error:
+        raise FailedError(error.problems) from error
 
 
 def _resolve_target(plan: Plan, target: Path, as_step_0: bool) -> tuple[Path, Path | None]:

@@ -16,6 +16,7 @@ from typing import Any
 from llamaconv.checkpoint.address import copy_command, path_or_address
 from llamaconv.checkpoint.checkpoint import OF_TRAINERS, Checkpoint, ModelConfig
 from llamaconv.checkpoint.dcp import usual_layout
+from llamaconv.checkpoint.folder import try_json_in
 from llamaconv.checkpoint.fused import split_fused
 from llamaconv.checkpoint.hub_address import HubAddress
 from llamaconv.checkpoint.huggingface import CONFIG, NOT_IN_WEIGHTS, read_config
@@ -61,12 +62,10 @@ def find_assets(source: Checkpoint, target: Target) -> Assets:
     params, config = source.params, None
     if params is None and (found := _without_params(source, target, folder)):
         problems.append(found)
-    elif folder is not None and (
+    elif (
         params is None or target.assets or target.format == "huggingface" or source.format == "meta"
     ):
         config = _config(source, folder, problems)
-    elif source.remote is not None and folder is None and target.format == "huggingface":
-        config = source.config
     if config is not None and config is not source.config:
         if target.assets or params is None:
             problems += [problem for problem in config.problems if problem not in source.problems]
@@ -130,13 +129,19 @@ def _folder(source: Checkpoint, target: Target, problems: list[Problem]) -> Path
     if target.assets:
         return _given_folder(target.assets, problems)
     folder = source.folder
-    if isinstance(folder, RemoteFile):
-        return None
     # Hugging Face's repositories of Llama hold Meta's files under original/.
-    if source.format in ("huggingface", "meta") or (folder / CONFIG).is_file():
-        return folder
+    if source.format in ("huggingface", "meta") or _has_config(source, None):
+        return folder if isinstance(folder, Path) else None
     recorded = source.receipt.source.assets if source.receipt else None
     return Path(recorded) if recorded and Path(recorded).is_dir() else None
+
+
+def _has_config(source: Checkpoint, folder: Path | None) -> bool:
+    """Return whether there is a config.json in ``folder``, or else next to the source's weights."""
+    where = folder or source.folder
+    if isinstance(where, Path):
+        return (where / CONFIG).is_file()
+    return source.remote is not None and source.remote.is_file(CONFIG)
 
 
 def _given_folder(assets: str, problems: list[Problem]) -> Path | None:
@@ -167,7 +172,9 @@ def _without_params(source: Checkpoint, target: Target, folder: Path | None) -> 
     """Return a problem if no file has the parameters that weights do not contain."""
     if target.assets:
         return None  # what is wrong with that folder is reported
-    if source.format in OF_TRAINERS and (folder is None or not (folder / CONFIG).is_file()):
+    if source.format in OF_TRAINERS and not (
+        (folder or source.remote) and _has_config(source, folder)
+    ):
         return Problem(
             f"{source.path}: no receipt (llamaconv.json) gives the number of heads and the RoPE "
             "base. Pass a folder with the model's config.json with --assets"
@@ -187,14 +194,25 @@ def _without_params(source: Checkpoint, target: Target, folder: Path | None) -> 
     return None
 
 
-def _config(source: Checkpoint, folder: Path, problems: list[Problem]) -> ModelConfig | None:
-    """Read config.json of ``folder``, unless opening the source did."""
-    path = folder / CONFIG
+def _config(source: Checkpoint, folder: Path | None, problems: list[Problem]) -> ModelConfig | None:
+    """Read config.json of ``folder``, or else next to a source that is not here.
+
+    What opening the source has read is not read again.
+    """
+    if folder is None and source.remote is None:
+        return None
+    path = (folder or source.folder) / CONFIG
     if source.config is not None and source.config.path == path:
         return source.config
-    if source.format == "huggingface" and folder == source.folder:
+    if source.format == "huggingface" and (folder or source.folder) == source.folder:
         return None  # opening the source has reported what is wrong with it
-    entries = try_json(path, problems) if path.is_file() else None
+    if not _has_config(source, folder):
+        return None
+    if isinstance(path, Path):
+        entries = try_json(path, problems)
+    else:
+        assert source.remote is not None
+        entries = try_json_in(source.remote, CONFIG, problems)
     return None if entries is None else read_config(path, entries, source.tensors, source.naming)
 
 

@@ -66,10 +66,10 @@ def is_small_file(name: str) -> bool:
 
 
 def find_small_files(folder: Path | None, source: Checkpoint, target: Target) -> SmallFiles:
-    """Find the small files in ``folder``, or else in the repository of the source.
+    """Find the small files in ``folder``, or else where the source is, if that is not here.
 
-    A DCP gets none of a folder, because they stay where they are. From a repository it gets them,
-    and config.json, next to its weights, where training and the way back find them.
+    A DCP gets none of a folder, because they stay where they are. From elsewhere it gets
+    them, and config.json, next to its weights, where training and the way back find them.
     """
     found: dict[str, Location] = {}
     behind: list[str] = []
@@ -84,7 +84,8 @@ def find_small_files(folder: Path | None, source: Checkpoint, target: Target) ->
     if target.format == "dcp":
         if folder is not None or source.remote is None:
             return SmallFiles({}, [])
-        config = {name: source.remote.path / name for name in [CONFIG] if source.config}
+        has_config = source.remote.is_file(CONFIG)
+        config = {CONFIG: source.remote.path / CONFIG} if has_config else {}
         return SmallFiles({**config, **found}, [])
     problems = list(_unreadable(path for path in found.values() if isinstance(path, Path)))
     if behind and target.format != source.format:
@@ -110,7 +111,7 @@ def _candidates(
 
 
 def _entries_of(repository: RemoteFolder, prefix: str) -> Iterator[tuple[str, Location]]:
-    """Yield what `_entries` yields for a folder of a repository whose path is ``prefix``."""
+    """Yield what `_entries` yields for a folder that is not here, and whose path is ``prefix``."""
     folders = set()
     for path in sorted(repository.files):
         name = path.removeprefix(prefix)

@@ -505,14 +505,18 @@ class PlainReader(IndependentReader):
         return self._plain_rows(name, first, last)
 
 
-class RepositoryReader(IndependentReader):
-    """Rows of the safetensors of a repository, fetched by ranges at the offsets of its headers."""
+class RemoteReader(IndependentReader):
+    """Rows of files that are not here, fetched by ranges.
 
-    reader = "the Hub"
+    Those of safetensors are at the offsets that their headers state, read by Python's own JSON.
+    """
+
     maps_files = False
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint)
+        is_hub = isinstance(checkpoint.path, RemoteFile) and checkpoint.path.commit is not None
+        self.reader = "the Hub" if is_hub else "the store"
         self._ahead = FetchAhead()
         self._headers: dict[str, Any] = {}
 
@@ -520,14 +524,25 @@ class RepositoryReader(IndependentReader):
         for name in names:
             if (place := self._place(name)) is not None:
                 self._ahead.expect(*place)
+            else:
+                tensor = self.checkpoint.tensors[name]
+                self._pieces.expect_rows(tensor, 0, tensor.n_rows)
         self._ahead.start()
+        self._pieces.start()
+
+    @property
+    def concession(self) -> str:
+        """What is in other files than safetensors is located by our own reader."""
+        if all(map(self._place, self.checkpoint.tensors)):
+            return ""
+        return "the source's files read by llamaconv's own reader, because they are not here"
 
     def _place(self, name: str) -> tuple[RemoteFile, int, int] | None:
         """Return the file of a tensor, and its first and last byte; None if that is not so simple."""
         tensor = self.checkpoint.tensors[name]
         file = tensor.pieces[0].file
         assert isinstance(file, RemoteFile) and self.checkpoint.remote is not None
-        if len(tensor.pieces) > 1 or tensor.stored:
+        if len(tensor.pieces) > 1 or tensor.stored or not file.name.endswith(".safetensors"):
             return None
         start = self.checkpoint.remote.start_of(file.name)
         if file.name not in self._headers:
@@ -561,7 +576,7 @@ def _can_map(file: Path) -> bool:
 def reader_for(checkpoint: Checkpoint) -> IndependentReader:
     """Return the reader for the format of ``checkpoint`` and the filesystem that it is on."""
     if checkpoint.remote is not None:
-        return RepositoryReader(checkpoint)
+        return RemoteReader(checkpoint)
     reader = READERS[checkpoint.format](checkpoint)
     if reader.maps_files and not all(map(_can_map, checkpoint.local_files)):
         return PlainReader(checkpoint)
