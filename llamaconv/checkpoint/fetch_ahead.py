@@ -16,6 +16,8 @@ import threading
 from collections import deque
 from dataclasses import dataclass, field
 
+import xxhash
+
 from llamaconv.checkpoint.buffers import scratch
 from llamaconv.checkpoint.remote_file import RemoteFile
 from llamaconv.report.errors import STOPPED, FailedError
@@ -26,6 +28,10 @@ _REQUESTS_AT_ONCE = 16
 _MOST_RANGES = _REQUESTS_AT_ONCE + 4
 MOST_BYTES = _MOST_RANGES * RANGE_BYTES
 """Most memory of all buffers."""
+
+
+Fetched = tuple[str, int, int, str]
+"""A range as it came: name of the file, first byte, the byte after the last, and the xxh3-128."""
 
 
 @dataclass(eq=False)
@@ -46,9 +52,16 @@ class _Range:
 
 
 class FetchAhead:
-    """The ranges that one reader is going to need. Threads may share it."""
+    """The ranges that one reader is going to need. Threads may share it.
 
-    def __init__(self) -> None:
+    Attributes:
+        fetched: What came so far, if digests were asked for.
+    """
+
+    def __init__(self, digests: bool = False) -> None:
+        """Fetch nothing yet; with ``digests``, note the digest of every range that comes."""
+        self.fetched: list[Fetched] = []
+        self._digests = digests
         self._waiting: deque[_Range] = deque()
         self._held: deque[_Range] = deque()
         self._free: list[memoryview] = []
@@ -94,6 +107,7 @@ class FetchAhead:
             if one is None:
                 assert file.ranges is not None
                 file.ranges.read_into(file.name, at, out[done:], self._stop)
+                self._note(file, at, out[done:])
                 return
             if one.error is not None:
                 raise one.error
@@ -158,6 +172,7 @@ class FetchAhead:
                 one.file.ranges.read_into(
                     one.file.name, one.first, one.memory[:n_bytes], self._stop
                 )
+                self._note(one.file, one.first, one.memory[:n_bytes])
             except BaseException as error:
                 one.error = error
             with self._changed:
@@ -165,6 +180,11 @@ class FetchAhead:
                 if one.is_dropped:
                     self._release(one)
                 self._changed.notify_all()
+
+    def _note(self, file: RemoteFile, first: int, content: memoryview) -> None:
+        if self._digests:
+            digest = xxhash.xxh3_128_hexdigest(content)
+            self.fetched.append((file.name, first, first + len(content), digest))
 
     def _next(self) -> _Range | None:
         """Return the next range with memory for it, once there is some; None at the end."""

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Literal
 
 from llamaconv.checkpoint.buffers import ReusableBuffer
-from llamaconv.checkpoint.fetch_ahead import FetchAhead
+from llamaconv.checkpoint.fetch_ahead import FetchAhead, Fetched
 from llamaconv.checkpoint.remote_file import RemoteFile
 from llamaconv.checkpoint.tensors import DTYPE_BYTES, Location, Piece, TensorInfo
 from llamaconv.report.errors import FailedError
@@ -38,10 +38,11 @@ class PieceReader:
     each has read and reads ahead of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, digests: bool = False) -> None:
+        """Read nothing yet; with ``digests``, note the digest of every range that is fetched."""
         self._mine = threading.local()
         self._of_threads: list[OrderedDict[Path, int]] = []
-        self._ahead = FetchAhead()
+        self._ahead = FetchAhead(digests)
 
     def __enter__(self) -> PieceReader:
         return self
@@ -73,6 +74,11 @@ class PieceReader:
             if rows and isinstance(piece.file, RemoteFile):
                 at = piece.offset_of(rows.start, item)
                 self._ahead.expect(piece.file, at, at + len(rows) * prod(piece.shape[1:]) * item)
+
+    @property
+    def fetched(self) -> list[Fetched]:
+        """The ranges of remote files that came so far, if digests were asked for."""
+        return self._ahead.fetched
 
     def start(self) -> None:
         """Begin to fetch what was announced."""

@@ -21,10 +21,12 @@ stored. An interrupted conversion fetches what is missing.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llamaconv.checkpoint.fetch_ahead import Fetched
 from llamaconv.checkpoint.receipt import Receipt
 from llamaconv.convert.agreement import agree, fingerprint
 from llamaconv.convert.disk import Disk
@@ -178,7 +180,9 @@ def convert_checkpoint(
         seconds = time.perf_counter() - began
         if changed := _changed_meanwhile(plan):
             raise UnusableError(changed)
-        verification = _verify(plan, folder, digests, progress, ranks) if verified else None
+        verification = (
+            _verify(plan, folder, digests, engine.fetched, progress, ranks) if verified else None
+        )
         record = make_receipt(plan, digests, verification)
         if ranks.first:
             write_receipt(files, record)
@@ -247,13 +251,18 @@ def _check_ranges(plan: Plan) -> None:
 
 
 def _verify(
-    plan: Plan, folder: Path, digests: dict[str, list[str]], progress: Progress, ranks: Ranks
+    plan: Plan,
+    folder: Path,
+    digests: dict[str, list[str]],
+    fetched: Sequence[Fetched],
+    progress: Progress,
+    ranks: Ranks,
 ) -> Verification:
     if plan.source.remote is None:
         verification = verify.verify_plan(plan, folder, progress, ranks)
     else:
         written = make_receipt(plan, digests, None)
-        verification = verify.verify_fetched(plan, folder, written, progress, ranks)
+        verification = verify.verify_fetched(plan, folder, written, progress, ranks, fetched)
     if not verification.ok:
         raise UnusableError(verification.problems)
     return verification

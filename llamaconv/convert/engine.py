@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 
 from llamaconv.checkpoint.buffers import scratch
+from llamaconv.checkpoint.fetch_ahead import Fetched
 from llamaconv.checkpoint.reader import PieceReader
 from llamaconv.checkpoint.tensors import DTYPE_BYTES, TensorInfo
 from llamaconv.checkpoint.torch_rows import one_thread
@@ -38,6 +39,7 @@ class Engine:
         bytes_read: Bytes read from the source; of all ranks after `write`, like the next two.
         bytes_written: Bytes of tensors written.
         bytes_reused: Bytes of tensors that an earlier run had written.
+        fetched: The ranges that all ranks have fetched from a source that lists no digests.
         overflows: Number of values that became infinite, by target tensor.
         was_refused: Whether the filesystem refused to be written around the page cache.
     """
@@ -54,7 +56,10 @@ class Engine:
         self.overflows: dict[str, int] = {}
         self.was_refused = False
         self._lock = threading.Lock()
-        self.reader = PieceReader()
+        remote = plan.source.remote
+        # A repository of the Hub lists digests; what a store sends is known by what came.
+        self.reader = PieceReader(digests=remote is not None and not remote.digests)
+        self.fetched: list[Fetched] = []
         # A tied head is its embedding: from another machine, that is fetched once, and then read
         # from where it was written.
         counts = Counter(move.source for move in plan.written if plan.source.remote)
@@ -87,6 +92,8 @@ class Engine:
         """Add up what all ranks have counted."""
         mine = [self.bytes_read, self.bytes_written, self.bytes_reused, self.was_refused]
         counts = self.ranks.all_gather([*mine, self.overflows])
+        ranges = self.ranks.all_gather(self.reader.fetched)
+        self.fetched = [(*one,) for some in ranges for one in some]
         self.bytes_read, self.bytes_written, self.bytes_reused, refusals = (
             sum(one[i] for one in counts) for i in range(4)
         )

@@ -31,6 +31,7 @@ _UNITS = {
     "digests": "tensors",
     "receipt": "entries",
     "repository": "files",
+    "fetched": "files",
 }
 
 
@@ -39,8 +40,8 @@ class Check:
     """One figure, and whether it is as it should be.
 
     Attributes:
-        name: structure, bits, trainer's values, rotated scores, logits, loss, digests, receipt or
-            repository.
+        name: structure, bits, trainer's values, rotated scores, logits, loss, digests, receipt,
+            repository or fetched.
         ok: Whether it passed.
         value: The figure; at most ``tolerance`` if all is right.
         control: The same figure for a deliberately wrong conversion, None if there is none.

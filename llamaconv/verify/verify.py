@@ -24,6 +24,7 @@ from pathlib import Path
 
 from llamaconv.checkpoint.address import local, path_or_address
 from llamaconv.checkpoint.checkpoint import Checkpoint
+from llamaconv.checkpoint.fetch_ahead import Fetched
 from llamaconv.checkpoint.fused import split_fused
 from llamaconv.checkpoint.huggingface import CONFIG
 from llamaconv.checkpoint.open import open_checkpoint
@@ -39,6 +40,7 @@ from llamaconv.verify.bits_and_scores import Comparison, Findings, compare_all, 
 from llamaconv.verify.independent_readers import reader_for
 from llamaconv.verify.logits import MOST_BYTES, check_logits
 from llamaconv.verify.rebuilt import Rebuilt, RebuiltReader
+from llamaconv.verify.rebuilt_ranges import RebuiltRanges
 from llamaconv.verify.receipt_check import check_receipt, receipt_mismatches, verify_receipt
 from llamaconv.verify.results import Check, Verification, checks_from_json, checks_to_json
 from llamaconv.verify.structure import check_structure
@@ -176,44 +178,54 @@ def verify_fetched(
     written: Receipt,
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
+    fetched: Sequence[Fetched] = (),
 ) -> Verification:
-    """Check that ``folder`` holds what ``plan`` says, without fetching its repository again.
+    """Check that ``folder`` holds what ``plan`` says, without fetching its source again.
 
-    Every file of the repository is rebuilt from the target and its digest compared with the one that
-    the repository lists (see `rebuilt`); that is as much as comparing every bit. If every file can
-    be rebuilt, the scores and logits are compared as well, with the rebuilt rows as the source's. If
-    one cannot, what is on the disk is compared with what was written, and the detail says which
-    files are not compared with the repository.
+    Every file of a repository is rebuilt from the target and its digest compared with the one that
+    the repository lists (see `rebuilt`); of a store, which lists none, every range that was fetched
+    is rebuilt and compared with what came (see `rebuilt_ranges`). That is as much as comparing
+    every bit. If everything can be rebuilt, the scores and logits are compared as well, with the rebuilt rows as the source's. If
+    something cannot, what is on the disk is compared with what was written, and the detail says
+    which files are not compared with the source.
 
     Args:
-        plan: A plan without errors, whose source is a repository.
+        plan: A plan without errors, whose source is not here.
         folder: The target.
         written: The receipt of what was written.
         progress: Called with "verify", the bytes checked so far, and all bytes to check.
         ranks: The processes that check together; rank 0 does it for all.
+        fetched: The ranges that were fetched, of a source that lists no digests.
     """
     checks: list[Check] = []
     layers: list[tuple[float, float]] = []
     if ranks.first:
         try:
             checks, layers = _check_fetched(
-                plan, folder, written, progress or no_progress, ranks.threads
+                plan, folder, written, fetched, progress or no_progress, ranks.threads
             )
         except _UNREADABLE as error:
             detail = _reason(error, plan, folder)
-            checks = [Check("repository", False, float("inf"), None, detail)]
+            name = "fetched" if fetched else "repository"
+            checks = [Check(name, False, float("inf"), None, detail)]
     return Verification(tuple(_from_first(checks, ranks)), tuple(layers))
 
 
 def _check_fetched(
-    plan: Plan, folder: Path, written: Receipt, progress: Progress, n_threads: int
+    plan: Plan,
+    folder: Path,
+    written: Receipt,
+    fetched: Sequence[Fetched],
+    progress: Progress,
+    n_threads: int,
 ) -> tuple[list[Check], list[tuple[float, float]]]:
     target = _opened(plan, folder)
     checks = [_check_structure(plan, target)]
     if not checks[0].ok:
         return checks, []
     target = replace(target, params=plan.ready()[0])
-    rebuilt = Rebuilt(plan)
+    has_digests = plan.source.remote is not None and bool(plan.source.remote.digests)
+    rebuilt = Rebuilt(plan) if has_digests else RebuiltRanges(plan, fetched)
     if rebuilt.files:
         checks.append(rebuilt.check(target, progress, n_threads))
     if not rebuilt.unknown:

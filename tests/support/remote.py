@@ -14,6 +14,7 @@ from llamaconv.checkpoint.huggingface import open_repository
 from llamaconv.checkpoint.remote_file import RemoteFile
 from llamaconv.checkpoint.untrusted.files import read_json
 from llamaconv.checkpoint.untrusted.safetensors_header import header_end, parse_header
+from llamaconv.report.errors import Problem
 
 
 class FolderElsewhere:
@@ -47,6 +48,15 @@ class FolderElsewhere:
     def start_of(self, name: str) -> bytes:
         content = (self.folder / name).read_bytes()
         return content[: header_end(content, len(content))]
+
+    def size(self, name: str) -> int:
+        return self.files[name]
+
+    def version_of(self, name: str) -> Any:
+        return self.digests.get(name)
+
+    def changed(self) -> list[Problem]:
+        return []
 
     def read_into(self, name: str, first: int, out: memoryview, stop: threading.Event) -> None:
         out[:] = (self.folder / name).read_bytes()[first : first + len(out)]
