@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from typing import Any
 from llamaconv.checkpoint.fetch_ahead import Fetched
 from llamaconv.checkpoint.receipt import Receipt
 from llamaconv.convert.agreement import agree, fingerprint
-from llamaconv.convert.disk import Disk
+from llamaconv.convert.disk import Disk, is_long
 from llamaconv.convert.engine import Engine
 from llamaconv.convert.make_receipt import make_receipt
 from llamaconv.convert.next_steps import dump_of, next_steps, step_name
@@ -46,6 +47,7 @@ from llamaconv.report.tables import Table, size
 from llamaconv.torchtitan.advice import Advice
 from llamaconv.verify import verify
 from llamaconv.verify.results import Verification
+from llamaconv.verify.while_writing import WhileWriting
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,7 +57,7 @@ class Conversion:
     Attributes:
         plan: The plan that was executed.
         target: The folder of the target.
-        seconds: Time of writing, without imports and checks.
+        seconds: Time of writing, without imports and the checks that follow it.
         bytes_read: Bytes of tensors read from the source, those of the checks not included.
         bytes_written: Bytes of tensors written.
         bytes_reused: Bytes of tensors that an interrupted run had written.
@@ -172,17 +174,22 @@ def convert_checkpoint(
     if changed := plan.source.changed():
         raise RefusedError(changed)
     progress = ranks.counted(progress)
-    with staged(target, overwrite, identity, ranks) as folder:
-        engine = Engine(plan, progress, ranks)
+    with (
+        staged(target, overwrite, identity, ranks) as folder,
+        _while_writing(plan, folder, verified, ranks) as checks,
+    ):
+        engine = Engine(plan, progress, ranks, checks)
         began = time.perf_counter()
         files = Disk(folder)
         digests = engine.write(files, workers)
+        if checks is not None:
+            checks.finish()
         seconds = time.perf_counter() - began
         if changed := _changed_meanwhile(plan):
             raise UnusableError(changed)
-        verification = (
-            _verify(plan, folder, digests, engine.fetched, progress, ranks) if verified else None
-        )
+        verification = None
+        if verified:
+            verification = _verify(plan, folder, digests, engine.fetched, progress, ranks, checks)
         record = make_receipt(plan, digests, verification)
         if ranks.first:
             write_receipt(files, record)
@@ -250,6 +257,21 @@ def _check_ranges(plan: Plan) -> None:
         )
 
 
+def _while_writing(
+    plan: Plan, folder: Path, verified: bool, ranks: Ranks
+) -> AbstractContextManager[WhileWriting | None]:
+    """Return what compares the target while it is written, where that can be done."""
+    # A rank checks what others wrote, and what comes from another machine is not fetched twice.
+    if not verified or ranks.size > 1 or plan.source.remote is not None:
+        return nullcontext()
+    # The end of one of Meta's files says what is in it.
+    if plan.target.format == "meta":
+        return nullcontext()
+    checks = WhileWriting(plan, folder, ranks.threads, is_long(plan.bytes_to_write))
+    # What is written for them passes through the page cache; for a small part, that is no gain.
+    return checks if 2 * checks.n_bytes > plan.bytes_to_write else nullcontext()
+
+
 def _verify(
     plan: Plan,
     folder: Path,
@@ -257,9 +279,10 @@ def _verify(
     fetched: Sequence[Fetched],
     progress: Progress,
     ranks: Ranks,
+    checks: WhileWriting | None,
 ) -> Verification:
     if plan.source.remote is None:
-        verification = verify.verify_plan(plan, folder, progress, ranks)
+        verification = verify.verify_plan(plan, folder, progress, ranks, checks)
     else:
         written = make_receipt(plan, digests, None)
         verification = verify.verify_fetched(plan, folder, written, progress, ranks, fetched)

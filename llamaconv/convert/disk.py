@@ -22,6 +22,11 @@ _MOST_CACHED_BYTES = 4 << 30
 _LONG_FILE_BYTES = 64 << 20
 
 
+def is_long(n_bytes: int) -> bool:
+    """Return whether a target of so many bytes is not to stay in the page cache."""
+    return n_bytes > _MOST_CACHED_BYTES
+
+
 class Disk:
     """A folder that is filled; `staging` gives it its name."""
 
@@ -35,7 +40,8 @@ class Disk:
     ) -> Session:
         """Return what writes the files of weights; see `Destination.session`."""
         # What the page cache cannot keep for its next reader is written around it.
-        return _DiskSession(self.folder, workers, stop, blocks, n_bytes > _MOST_CACHED_BYTES)
+        around = is_long(n_bytes) and not blocks.are_read_back
+        return _DiskSession(self.folder, workers, stop, blocks, around)
 
     def kept_rows(self, name: str) -> Mapping[int, int]:
         """Return how many rows of each payload of a file an earlier run left, by its number."""
@@ -82,18 +88,18 @@ class _DiskSession:
         workers: int,
         stop: threading.Event,
         blocks: CountedBlocks,
-        is_long: bool,
+        around: bool,
     ) -> None:
         self.n_helpers = (workers + 1) // 2
         self._folder = folder
         self._stop = stop
         self._blocks = blocks
-        self._is_long = is_long
+        self._around = around
         self._sync = BackgroundSync(workers + 1, stop)
 
     def write(self, file: File) -> tuple[int, Any]:
         self._sync.wait_for_room()
-        is_direct = self._is_long and file.nbytes >= _LONG_FILE_BYTES
+        is_direct = self._around and file.nbytes >= _LONG_FILE_BYTES
         with DiskFile(self._folder, file.name, self._stop, self._blocks.count, is_direct) as output:
             open_file = self._sync.begin(output)
             written = file.write(output)

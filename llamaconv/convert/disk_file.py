@@ -6,6 +6,7 @@ of the bytes agrees, so that an interrupted run can be continued.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ class DiskFile(Output):
         # A file without a valid journal was removed before.
         self._file = self.path.open("r+b" if self._before else "xb", buffering=0)
         self._direct = DirectFile(self.path, self._file.fileno()) if direct else None
+        self.readable = None if direct else self.path
         # What is written and not in the journal yet, with the place in the file where it ends.
         self._pending: list[tuple[int, JournalEntry]] = []
         self._number = 0
@@ -87,6 +89,11 @@ class DiskFile(Output):
     def was_refused(self) -> bool:
         """Whether the filesystem refused to be written around the page cache."""
         return self._direct is not None and not self._direct.is_direct
+
+    def reserve(self, n_bytes: int) -> None:
+        """Give the file its final length, so that readers take it while it is written."""
+        if self.readable is not None and os.fstat(self.fileno()).st_size < n_bytes:
+            self._file.truncate(n_bytes)
 
     def discard_journal(self) -> None:
         """Delete this file's journal, so that a resumed run rewrites the file."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from llamaconv.checkpoint.buffers import scratch
 from llamaconv.checkpoint.fetch_ahead import Fetched
 from llamaconv.checkpoint.reader import PieceReader
-from llamaconv.checkpoint.tensors import DTYPE_BYTES, TensorInfo
+from llamaconv.checkpoint.tensors import DTYPE_BYTES, Piece, TensorInfo
 from llamaconv.checkpoint.torch_rows import one_thread
 from llamaconv.convert.destination import Destination
 from llamaconv.convert.output import Written
@@ -26,6 +26,7 @@ from llamaconv.plan.plan import Move, Plan
 from llamaconv.ranks import ALONE, Ranks
 from llamaconv.report.errors import FailedError, Problem, UnusableError
 from llamaconv.report.progress import Progress, no_progress
+from llamaconv.verify.while_writing import WhileWriting
 
 # A block stays in a core's cache while it is read, hashed and written: 4 MiB took nearly twice the
 # time. And a cast holds several copies of it, in each thread.
@@ -42,10 +43,26 @@ class Engine:
         fetched: The ranges that all ranks have fetched from a source that lists no digests.
         overflows: Number of values that became infinite, by target tensor.
         was_refused: Whether the filesystem refused to be written around the page cache.
+        are_read_back: Whether what is written is compared at once.
     """
 
-    def __init__(self, plan: Plan, progress: Progress, ranks: Ranks = ALONE) -> None:
-        """Prepare the conversion of ``plan``, which must have no errors."""
+    def __init__(
+        self,
+        plan: Plan,
+        progress: Progress,
+        ranks: Ranks = ALONE,
+        checks: WhileWriting | None = None,
+    ) -> None:
+        """Prepare the conversion of ``plan``, which must have no errors.
+
+        Args:
+            plan: What to write.
+            progress: Called with "write", the bytes written so far, and all bytes.
+            ranks: The processes that share the work.
+            checks: What compares while this writes.
+        """
+        self._checks = checks
+        self.are_read_back = checks is not None
         self.plan = plan
         self.params, self.layout = plan.ready()
         self.moves = {move.target_name: move for move in plan.stored}
@@ -188,8 +205,15 @@ class Engine:
         self.reader.start()
 
     def stop(self) -> None:
-        """Let every thread that waits for the source end soon."""
+        """Let every thread that waits end soon."""
         self.reader.stop()
+        if self._checks is not None:
+            self._checks.stop()
+
+    def can_be_read(self, name: str, n_bytes: int, piece: Callable[[], Piece]) -> None:
+        """Let what is in its file be compared."""
+        if self._checks is not None:
+            self._checks.wrote(name, n_bytes, piece)
 
     def _transform(
         self, move: Move, source: TensorInfo, block: memoryview, made: memoryview

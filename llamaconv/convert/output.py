@@ -17,6 +17,7 @@ import torch
 import xxhash
 
 from llamaconv.checkpoint.buffers import ReusableBuffer
+from llamaconv.checkpoint.tensors import Piece
 from llamaconv.report.errors import STOPPED, FailedError
 
 
@@ -60,7 +61,13 @@ class Blocks(Protocol):
 
 
 class CountedBlocks(Blocks, Protocol):
-    """`Blocks` of a whole target, and what is told about the files that they went to."""
+    """`Blocks` of a whole target, and what is told about the files that they went to.
+
+    Attributes:
+        are_read_back: Whether what is written is read again at once, from the page cache.
+    """
+
+    are_read_back: bool
 
     def start(self) -> None:
         """Begin to fetch what is expected, if it is on another machine."""
@@ -73,6 +80,9 @@ class CountedBlocks(Blocks, Protocol):
 
     def note_refusal(self) -> None:
         """Note that the filesystem refused to be written around the page cache."""
+
+    def can_be_read(self, name: str, n_bytes: int, piece: Callable[[], Piece]) -> None:
+        """Note that some bytes of a tensor are in their file; see `WhileWriting.wrote`."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,12 @@ class Output(ABC):
 
     After the block the file is complete; after an error in it, it is not. Every method raises
     ``OSError``, and `FailedError` once ``stop`` is set.
+
+    Attributes:
+        readable: Where others can read what is written so far; None if they cannot.
     """
+
+    readable: Path | None = None
 
     def __init__(self, stop: threading.Event, count: Callable[[int, int], None]) -> None:
         """Begin a file.
@@ -157,6 +172,9 @@ class Output(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+    def reserve(self, n_bytes: int) -> None:  # noqa: B027
+        """Give the file its final length, so that readers take it while it is written."""
 
     @abstractmethod
     def tell(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +35,9 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from llamaconv.checkpoint.tensors import TensorInfo
+from llamaconv.checkpoint.dcp import payload_offset
+from llamaconv.checkpoint.folder import LocalFolder
+from llamaconv.checkpoint.tensors import Piece, TensorInfo
 from llamaconv.checkpoint.untrusted.dcp_metadata import (
     NAME,
     EntryLocation,
@@ -235,8 +238,14 @@ class _StreamWriter(StorageWriter):
         self, items: list[WriteItem], payloads: list[Payload], output: Output
     ) -> list[tuple[int, int, str]]:
         """Write the entries of a file; return the offset, length in bytes and digest of each."""
-        pairs = zip(items, payloads, strict=True)
-        return [_write_entry(item, payload, output) for item, payload in pairs]
+        entries = []
+        for item, payload in zip(items, payloads, strict=True):
+            begin, length, digest = _write_entry(item, payload, output)
+            entries.append((begin, length, digest))
+            if item.tensor_data and output.readable is not None:
+                entry = partial(_piece, item, output.readable, begin, length)
+                self.blocks.can_be_read(item.index.fqn, _nbytes(item), entry)
+        return entries
 
     def _payload(self, item: WriteItem) -> Payload:
         name = item.index.fqn
@@ -273,6 +282,16 @@ def _write_entry(item: WriteItem, payload: Payload, output: Output) -> tuple[int
     tensor = without_data({name: (shape, item.tensor_data.properties.dtype)})[name]
     (digest,) = save_streamed(tensor, output, [payload])
     return begin, output.tell() - begin, digest
+
+
+def _piece(item: WriteItem, path: Path, begin: int, length: int) -> Piece:
+    """Return where the values of an entry are, by its own header."""
+    assert item.tensor_data is not None
+    dtype = str(item.tensor_data.properties.dtype).removeprefix("torch.")
+    sizes = tuple(item.tensor_data.chunk.sizes)
+    place = EntryLocation(path.name, begin, length)
+    offset = payload_offset(LocalFolder(path.parent), place, dtype, sizes)
+    return Piece(path, offset, _offsets(item.index) or (), sizes)
 
 
 def _files(items: Iterable[WriteItem]) -> Iterator[list[WriteItem]]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from llamaconv.checkpoint.huggingface import CONFIG
 from llamaconv.checkpoint.huggingface_index import INDEX, SINGLE
-from llamaconv.checkpoint.tensors import TensorInfo
-from llamaconv.checkpoint.untrusted.safetensors_header import DTYPES
+from llamaconv.checkpoint.tensors import Piece, TensorInfo
+from llamaconv.checkpoint.untrusted.files import open_bytes
+from llamaconv.checkpoint.untrusted.safetensors_header import DTYPES, read_safetensors_header
 from llamaconv.convert.destination import Destination, File
 from llamaconv.convert.output import CountedBlocks, Output, Payload
 from llamaconv.convert.small_files import put_text
@@ -22,6 +24,7 @@ from llamaconv.convert.write_files import write_files
 from llamaconv.model.config_json import to_config
 from llamaconv.plan.plan import Plan
 from llamaconv.ranks import ALONE, Ranks
+from llamaconv.report.errors import FailedError
 
 _STORED = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -57,7 +60,7 @@ def write_huggingface(
     files = []
     for name, shard in zip(names, shards, strict=True):
         payloads = [Payload(blocks, t.name, 0, t.n_rows, t.row_bytes) for t in shard]
-        files.append(File(name, payloads, partial(_write_shard, shard, payloads)))
+        files.append(File(name, payloads, partial(_write_shard, shard, payloads, blocks)))
     digests: dict[str, list[str]] = {}
     for found in write_files(target, files, blocks, workers, ranks):
         digests |= found
@@ -84,7 +87,7 @@ def _shards(tensors: Sequence[TensorInfo], most: int) -> Iterator[list[TensorInf
 
 
 def _write_shard(
-    shard: list[TensorInfo], payloads: list[Payload], output: Output
+    shard: list[TensorInfo], payloads: list[Payload], blocks: CountedBlocks, output: Output
 ) -> dict[str, list[str]]:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -99,10 +102,25 @@ def _write_shard(
     # Readers map the file: the data begins at a multiple of 8, as the library pads it.
     text += b" " * (-len(text) % 8)
     output.write(len(text).to_bytes(8, "little") + text)
-    return {
-        tensor.name: [output.stream(payload)[1]]
-        for tensor, payload in zip(shard, payloads, strict=True)
-    }
+    if blocks.are_read_back:
+        output.reserve(output.tell() + end)
+    digests = {}
+    for tensor, payload in zip(shard, payloads, strict=True):
+        n_bytes, digest = output.stream(payload)
+        digests[tensor.name] = [digest]
+        if output.readable is not None:
+            blocks.can_be_read(tensor.name, n_bytes, partial(_piece, output.readable, tensor.name))
+    return digests
+
+
+def _piece(path: Path, name: str) -> Piece:
+    """Return where a tensor is, by the header of its file."""
+    with open_bytes(path) as source:
+        tensors, problems = read_safetensors_header(path, source)
+    if name not in tensors:
+        raise FailedError(problems or f"{path}: {name} is not in its header")
+    (piece,) = tensors[name].pieces
+    return piece
 
 
 def write_config(target: Destination, plan: Plan) -> None:

@@ -224,7 +224,10 @@ class Comparison:
 
 
 def compare_all(
-    comparisons: Sequence[Comparison], progress: Progress, ranks: Ranks = ALONE
+    comparisons: Sequence[Comparison],
+    progress: Progress,
+    ranks: Ranks = ALONE,
+    before: Findings | None = None,
 ) -> Findings:
     """Compare this rank's share of the tensors, each of ``comparisons`` in a thread of its own.
 
@@ -233,19 +236,21 @@ def compare_all(
         progress: Called from threads with "verify", the bytes compared so far, and the bytes of the
             target.
         ranks: The processes that share the work.
+        before: What is known of some tensors, which are not compared again.
 
     Returns:
-        What this rank has found.
+        What this rank has found, and what was known.
 
     Raises:
         FailedError: A reader failed.
     """
     plan = comparisons[0].plan
-    units = _units(plan)
+    found, left = _without(units(plan), before or Findings())
     # Shift the shares by one rank, so that no rank checks the files it wrote itself.
-    mine = ranks.share([sum(move.nbytes for move in unit) for unit in units], shift=1)
-    waiting = deque(_groups(units[place] for place in mine))
-    done, lock, stop = 0, threading.Lock(), threading.Event()
+    mine = ranks.share([sum(move.nbytes for move in unit) for unit in left], shift=1)
+    waiting = deque(_groups(left[place] for place in mine))
+    done = plan.bytes_to_write - sum(move.nbytes for unit in left for move in unit)
+    lock, stop = threading.Lock(), threading.Event()
 
     def count(n_bytes: int) -> None:
         nonlocal done
@@ -279,23 +284,40 @@ def compare_all(
         for comparison in comparisons:
             comparison.source.close()
             comparison.target.close()
-    found = [comparison.findings for comparison in comparisons]
-    return Findings(
-        [tensor for one in found for tensor in one.tensors],
-        [score for one in found for score in one.scores],
-    )
+    for comparison in comparisons:
+        found.tensors += comparison.findings.tensors
+        found.scores += comparison.findings.scores
+    return found
 
 
-def _units(plan: Plan) -> list[list[Move]]:
+def _without(every: Iterable[list[Move]], before: Findings) -> tuple[Findings, list[list[Move]]]:
+    """Return what is known of whole units, and the units that are left to be compared."""
+    tensors = {tensor.name: tensor for tensor in before.tensors}
+    scores = {score[0]: score for score in before.scores}
+    found, left = Findings(), []
+    for unit in every:
+        if any(move.target_name not in tensors for move in unit):
+            left.append(unit)
+            continue
+        found.tensors += [tensors[move.target_name] for move in unit]
+        if _in_scores(unit[0]) and unit[0].layer in scores:
+            found.scores.append(scores[unit[0].layer])
+    return found, left
+
+
+def units(plan: Plan) -> list[list[Move]]:
     """Group the moves: q and k of a layer together, because their scores need both.
 
     With them come what is applied to their heads: biases, and norms.
     """
-    units: dict[object, list[Move]] = {}
+    found: dict[object, list[Move]] = {}
     for move in plan.stored:
-        in_scores = move.role is not None and move.role.heads is not None and not move.state
-        units.setdefault(move.layer if in_scores else move.target_name, []).append(move)
-    return list(units.values())
+        found.setdefault(move.layer if _in_scores(move) else move.target_name, []).append(move)
+    return list(found.values())
+
+
+def _in_scores(move: Move) -> bool:
+    return move.role is not None and move.role.heads is not None and not move.state
 
 
 def _groups(units: Iterable[list[Move]]) -> Iterator[list[Move]]:

@@ -126,6 +126,10 @@ class IndependentReader:
         with _failures_named(self.checkpoint.path, self.reader):
             return self._rows(name, first, last)
 
+    def needs_index(self, tensor: TensorInfo) -> bool:  # noqa: ARG002
+        """Return whether a tensor can be read only once the whole checkpoint is there."""
+        return False
+
     def close(self) -> None:
         """Close files that are still open; later calls of `rows` open them again."""
         self._pieces.close()
@@ -196,6 +200,10 @@ class DcpLoadReader(IndependentReader):
             return ""
         return f"tensors of the DCP above {WHOLE_BYTES >> 20} MiB read by llamaconv's own reader"
 
+    def needs_index(self, tensor: TensorInfo) -> bool:
+        """Return whether ``dcp.load`` reads it, by the metadata."""
+        return _is_loaded_whole(tensor)
+
     @cached_property
     def _reader(self) -> DcpReader:
         return DcpReader(self.checkpoint.local_path)
@@ -203,7 +211,9 @@ class DcpLoadReader(IndependentReader):
     def _prefetch(self, names: Sequence[str]) -> None:
         tensors = [self.checkpoint.tensors[name] for name in dict.fromkeys(names)]
         small = list(filter(_is_loaded_whole, tensors))
-        self._loaded = load_dcp(self._reader, [tensor for tensor in small if not tensor.stored])
+        whole = [tensor for tensor in small if not tensor.stored]
+        # Without any, the metadata is not read: it may not be there yet.
+        self._loaded = load_dcp(self._reader, whole) if whole else {}
         parts: dict[str, list[TensorInfo]] = {}
         for tensor in small:
             if tensor.stored:

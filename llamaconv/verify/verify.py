@@ -45,6 +45,7 @@ from llamaconv.verify.receipt_check import check_receipt, receipt_mismatches, ve
 from llamaconv.verify.results import Check, Verification, checks_from_json, checks_to_json
 from llamaconv.verify.structure import check_structure
 from llamaconv.verify.trainer_values import check_values
+from llamaconv.verify.while_writing import WhileWriting
 
 # What readers and the disk raise for a side that cannot be read.
 _UNREADABLE = (LlamaconvError, OSError)
@@ -107,7 +108,11 @@ def verify_checkpoint(
 
 
 def verify_plan(
-    plan: Plan, folder: Path, progress: Progress | None = None, ranks: Ranks = ALONE
+    plan: Plan,
+    folder: Path,
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
+    before: WhileWriting | None = None,
 ) -> Verification:
     """Check that ``folder`` holds what ``plan`` says.
 
@@ -118,6 +123,7 @@ def verify_plan(
         folder: The target.
         progress: Called with "verify", the bytes compared so far, and all bytes to compare.
         ranks: The processes that check together.
+        before: What was compared while the target was written, which is not compared again.
     """
     target, structure = None, None
     if ranks.first:
@@ -140,7 +146,8 @@ def verify_plan(
         ]
         comparison = comparisons[0]
         here, there = comparison.source, comparison.target
-        mine = compare_all(comparisons, progress or no_progress, ranks)
+        known = before.still_there(written) if before else None
+        mine = compare_all(comparisons, progress or no_progress, ranks, known)
     except OtherRankError:
         raise
     except _UNREADABLE as error:

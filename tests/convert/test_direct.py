@@ -151,7 +151,7 @@ def test_long_targets_have_the_same_bytes(
     monkeypatch.setattr(disk, "_LONG_FILE_BYTES", 0)
     begun: list[int] = []
     monkeypatch.setattr(DirectFile, "write", _counting(begun, DirectFile.write))
-    convert_checkpoint(plan, tmp_path / "direct", verified=True)
+    convert_checkpoint(plan, tmp_path / "direct", verified=False)
     assert begun
     names = {path.name for path in (tmp_path / "cached").iterdir()}
     assert names == {path.name for path in (tmp_path / "direct").iterdir()}
