@@ -36,7 +36,7 @@ COVERED_BY = {
     "checkpoint/remote_file": "checkpoint/test_fetch_ahead.py",
     "checkpoint/store_address": "checkpoint/test_stores.py",
     "checkpoint/store_errors": "checkpoint/test_stores.py",
-    "checkpoint/store_folder": "checkpoint/test_stores.py",
+    "checkpoint/store_folder": "convert/test_from_store.py",
     "checkpoint/hub_errors": "checkpoint/test_hub.py",
     "checkpoint/hub_address": "checkpoint/test_hub.py",
     "checkpoint/hub_ranges": "convert/test_from_hub.py",

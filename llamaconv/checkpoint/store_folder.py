@@ -7,7 +7,7 @@ The version that the listing states of each file must be the same at the end of 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -190,7 +190,7 @@ class StoreFolder:
 
     def changed(self) -> list[Problem]:
         """Return a problem for each file that was read and is not what it was when it was listed."""
-        now = self._list() if self._read else {}
+        now = self._list(WAITS) if self._read else {}
         problems = [
             Problem(
                 f"{self.path / name}: {'replaced' if name in now else 'deleted'} since it was "
@@ -207,8 +207,8 @@ class StoreFolder:
         if name not in self._overlay:
             self._read[name] = state_of(self._listed[name])
 
-    def _list(self) -> dict[str, dict[str, Any]]:
-        for wait in (*WAITS[:4], None):
+    def _list(self, waits: Sequence[float] = ()) -> dict[str, dict[str, Any]]:
+        for wait in (*waits, None):
             with as_refusals(self.address, self.address):
                 try:
                     return listing(self._fs, self._fs_path)

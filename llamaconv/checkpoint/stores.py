@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -135,6 +135,16 @@ class StoreRanges:
         Raises:
             FailedError: The store refused, or failed repeatedly; or ``stop`` was set.
         """
+        self._read_into(name, first, out, stop, WAITS)
+
+    def _read_into(
+        self,
+        name: str,
+        first: int,
+        out: memoryview,
+        stop: threading.Event,
+        waits: Sequence[float],
+    ) -> None:
         if (kept := self._known(name, first, first + len(out))) is not None:
             out[:] = kept
             return
@@ -160,10 +170,10 @@ class StoreRanges:
                 problem = f"ends {len(out) - done} bytes early; was it replaced?"
             if stop.is_set():
                 raise FailedError(STOPPED)
-            if is_fatal or tries == len(WAITS):
+            if is_fatal or tries == len(waits):
                 gave_up = "" if is_fatal else f" ({tries + 1} attempts)"
                 raise FailedError(f"{where}: {problem}{gave_up}") from cause
-            stop.wait(WAITS[tries])
+            stop.wait(waits[tries])
             tries += 1
 
     def read(self, name: str, first: int, last: int) -> bytes:
@@ -174,7 +184,8 @@ class StoreRanges:
         """
         out = bytearray(last - first)
         try:
-            self.read_into(name, first, memoryview(out), threading.Event())
+            # Somebody waits for it, and drivers have tried again already.
+            self._read_into(name, first, memoryview(out), threading.Event(), WAITS[:1])
         except FailedError as error:
             raise RefusedError(error.problems) from error
         return bytes(out)

@@ -61,6 +61,7 @@ class S3Server:
         status: int = 0,
         code: str = "InternalError",
         seconds: float = 0.0,
+        action: str = "",
     ) -> None:
         """Lets requests fail from now on.
 
@@ -72,10 +73,13 @@ class S3Server:
             status: How the server answers, with ``code``; 0 cuts the connection; 200 only waits.
             code: The code of S3 in the answer.
             seconds: How long the server waits before that.
+            action: In place of ``status``: "half" sends half of the answer and cuts the connection,
+                "whole" sends the whole object whatever range was asked for.
         """
         rule = {
             **{"method": method, "part": part, "after": after, "times": times},
             **{"status": status, "code": code, "seconds": seconds},
+            "action": action,
         }
         self._ask("_control/fail", "POST", json.dumps(rule).encode())
 
@@ -170,7 +174,11 @@ class _Faulty:
             elif rule["times"] > 0:
                 rule["times"] -= 1
                 time.sleep(rule["seconds"])
-                if rule["status"] != 200:
+                if rule["action"] == "half":
+                    return self._half(environ, start_response)
+                if rule["action"] == "whole":
+                    environ.pop("HTTP_RANGE", None)
+                elif rule["status"] != 200:
                     return self._fail(rule, environ, start_response)
         return self.application(environ, start_response)
 
@@ -180,6 +188,14 @@ class _Faulty:
         elif path.endswith("/recover"):
             self.rules.clear()
         return self.requests
+
+    def _half(self, environ: dict[str, Any], start_response: Any) -> Any:
+        import socket
+
+        content = b"".join(self.application(environ, start_response))
+        yield content[: len(content) // 2]
+        environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        raise ConnectionResetError
 
     def _fail(self, rule: dict[str, Any], environ: dict[str, Any], start_response: Any) -> Any:
         if not rule["status"]:
