@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING
 
 from llamaconv import __version__
 from llamaconv.checkpoint.address import local, path_or_address
-from llamaconv.cli.common import FOLDER, OR_HUB, json_option, new_folder, print_json, say, say_notes
+from llamaconv.checkpoint.store_address import StoreAddress
+from llamaconv.cli.common import (
+    FOLDER,
+    OR_HUB,
+    json_option,
+    new_folder,
+    new_target,
+    print_json,
+    say,
+    say_notes,
+)
 from llamaconv.cli.look import add_compare, add_inspect, run_side_by_side
 from llamaconv.cli.notebooks import add_notebooks
 from llamaconv.plan.plan import Plan
@@ -162,7 +172,9 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "target",
         metavar="DST",
-        help="the folder to write; next to a DCP, DST-train gets a script that starts TorchTitan",
+        help="the folder to write, or its address in a store (s3://BUCKET/NAME, gs://, az://), where "
+        "nothing is replaced and no interrupted run goes on; next to a DCP (for a store: here), "
+        "DST-train gets a script that starts TorchTitan",
     )
     _target_options(convert)
     convert.add_argument(
@@ -182,7 +194,9 @@ def _parser() -> argparse.ArgumentParser:
         help="writer threads per rank (default: one per CPU, at most 4, shared by a host's ranks; "
         "always one from the Hub)",
     )
-    convert.add_argument("--overwrite", action="store_true", help="replace a checkpoint at DST")
+    convert.add_argument(
+        "--overwrite", action="store_true", help="replace a checkpoint at DST, a local one"
+    )
     convert.add_argument("--no-verify", action="store_true", help="skip the checks after writing")
     convert.add_argument("--quiet", action="store_true", help="no progress, no summary")
     json_option(convert, _convert)
@@ -301,8 +315,12 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _convert_on(ranks: Ranks, options: argparse.Namespace) -> None:
-    target = new_folder(options.target)
+    target = new_target(options.target)
     if options.every_step:
+        if isinstance(target, StoreAddress):
+            raise RefusedError(
+                f"{target}: --every-step writes to a local folder. Convert to one, then copy it there"
+            )
         _convert_steps(ranks, options, local(path_or_address(options.source)), target)
         return
     plan = _open_plan(options)
@@ -328,7 +346,7 @@ def _convert_plan(
     ranks: Ranks,
     options: argparse.Namespace,
     plan: Plan,
-    target: Path,
+    target: Path | StoreAddress,
     training_files: Path | None = None,
 ) -> Conversion:
     from llamaconv.convert.convert import convert_checkpoint

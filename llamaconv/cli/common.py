@@ -24,15 +24,22 @@ def json_option(command: argparse.ArgumentParser, run: Callable[[argparse.Namesp
     command.set_defaults(run=run)
 
 
-def new_folder(text: str) -> Path:
-    """Return the folder to write. Raises `RefusedError` for an address."""
-    where = path_or_address(text, "Write to a local folder, then copy it there")
+_WRITE_HERE = "Write to a local folder, then copy it there"
+
+
+def new_target(text: str) -> Path | StoreAddress:
+    """Return the folder to write, or its address in a store. Raises `RefusedError` for others."""
+    where = path_or_address(text, _WRITE_HERE)
     if isinstance(where, HubAddress):
         raise RefusedError(f"{text}: nothing is written to the Hub. Name a folder")
+    return where
+
+
+def new_folder(text: str) -> Path:
+    """Return the local folder to write. Raises `RefusedError` for an address."""
+    where = new_target(text)
     if isinstance(where, StoreAddress):
-        raise RefusedError(
-            f"{where}: nothing is written to a store yet. Write to a local folder, then copy it there"
-        )
+        raise RefusedError(f"{where}: only a conversion writes to a store. {_WRITE_HERE}")
     return where
 
 

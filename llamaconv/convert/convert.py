@@ -16,28 +16,38 @@ Each of several ranks writes some of the files, and rank 0 puts the target in pl
 
 A repository of the Hub, or a folder of a store, is read by ranges, ahead of the writer, and never
 stored. An interrupted conversion fetches what is missing.
+
+A target in an object store (``s3://`` and others) is sent there as streams, and checked by reading
+it back; what makes a checkpoint of it is sent last. An interruption leaves nothing there and is
+not continued, and nothing is overwritten (see `uploading`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llamaconv.checkpoint.address import path_or_address
 from llamaconv.checkpoint.fetch_ahead import Fetched
+from llamaconv.checkpoint.hub_address import HubAddress
 from llamaconv.checkpoint.receipt import Receipt
+from llamaconv.checkpoint.store_address import StoreAddress
 from llamaconv.convert.agreement import agree, fingerprint
+from llamaconv.convert.destination import Destination
 from llamaconv.convert.disk import Disk, is_long
 from llamaconv.convert.engine import Engine
 from llamaconv.convert.make_receipt import make_receipt
 from llamaconv.convert.next_steps import dump_of, next_steps, step_name
 from llamaconv.convert.small_files import write_receipt
 from llamaconv.convert.staging import staged
+from llamaconv.convert.store import LAST, Store
 from llamaconv.convert.target_check import check_target
 from llamaconv.convert.training_files import folder_for, write_training_files
+from llamaconv.convert.uploading import check_store_target, uploaded
 from llamaconv.plan.plan import Plan
 from llamaconv.plan.target import RULES
 from llamaconv.ranks import ALONE, Ranks
@@ -49,6 +59,8 @@ from llamaconv.verify import verify
 from llamaconv.verify.results import Verification
 from llamaconv.verify.while_writing import WhileWriting
 
+_SENDERS = 4
+
 
 @dataclass(frozen=True, repr=False)
 class Conversion:
@@ -56,7 +68,7 @@ class Conversion:
 
     Attributes:
         plan: The plan that was executed.
-        target: The folder of the target.
+        target: The folder of the target, or its address.
         seconds: Time of writing, without imports and the checks that follow it.
         bytes_read: Bytes of tensors read from the source, those of the checks not included.
         bytes_written: Bytes of tensors written.
@@ -69,7 +81,7 @@ class Conversion:
     """
 
     plan: Plan
-    target: Path
+    target: Path | StoreAddress
     seconds: float
     bytes_read: int
     bytes_written: int
@@ -125,7 +137,7 @@ class Conversion:
 
 def convert_checkpoint(
     plan: Plan,
-    target: str | Path,
+    target: str | Path | StoreAddress,
     *,
     overwrite: bool = False,
     verified: bool = True,
@@ -139,14 +151,17 @@ def convert_checkpoint(
 
     Args:
         plan: A plan without errors.
-        target: The folder to write.
-        overwrite: Replace a checkpoint at ``target``. A folder with anything else is refused.
+        target: The folder to write, or its address in a store, such as ``s3://BUCKET/NAME``.
+        overwrite: Replace a checkpoint at ``target``. A folder with anything else is refused, and so
+            is a store, which cannot exchange two folders at once.
         verified: Check the target before it gets its name.
         workers: Writer threads of this rank, from 1 to 64. By default one per CPU, at most 4, which
-            the ranks of a host share. From the Hub or a store, always one.
+            the ranks of a host share. From the Hub or a store, always one; to a store, four per
+            host.
         as_step_0: ``target`` is a dump folder of TorchTitan: write ``checkpoint/step-0`` in it.
         training_files: Where to write ``train.sh``, and the module it may need, for a DCP. By
-            default NAME-train next to ``target``; files there that were edited are kept.
+            default NAME-train next to ``target``, or here for a store; files there that were
+            edited are kept.
         progress: Called on rank 0 with the step ("write" or "verify"), the bytes that all ranks
             have done, and all its bytes.
         ranks: The processes that convert together, entered (`llamaconv.ranks`). Each calls this
@@ -162,25 +177,26 @@ def convert_checkpoint(
             existed before is unchanged.
     """
     plan.raise_for_errors()
-    target, dump = _resolve_target(plan, Path(target), as_step_0)
-    workers = _resolve_workers(workers, ranks)
+    target, dump = _resolve_target(plan, _where(target), as_step_0)
+    workers = _resolve_workers(workers, ranks, target)
     if plan.source.remote is not None:
         _check_ranges(plan)
         workers = 1  # one writer is faster than a network, and takes what it fetches in order
     agree(plan, {"checks": verified, "as-step-0": as_step_0}, ranks)
     identity = fingerprint(plan)
-    if ranks.first:
+    if ranks.first and isinstance(target, StoreAddress):
+        check_store_target(target, plan.source.path, overwrite, LAST[plan.target.format])
+    elif ranks.first and isinstance(target, Path):
         check_target(target, plan.source.path, plan.bytes_to_write, overwrite, identity)
     if changed := plan.source.changed():
         raise RefusedError(changed)
     progress = ranks.counted(progress)
     with (
-        staged(target, overwrite, identity, ranks) as folder,
-        _while_writing(plan, folder, verified, ranks) as checks,
+        _unfinished(plan, target, overwrite, identity, ranks) as files,
+        _while_writing(plan, files, verified, ranks) as checks,
     ):
         engine = Engine(plan, progress, ranks, checks)
         began = time.perf_counter()
-        files = Disk(folder)
         digests = engine.write(files, workers)
         if checks is not None:
             checks.finish()
@@ -189,7 +205,7 @@ def convert_checkpoint(
             raise UnusableError(changed)
         verification = None
         if verified:
-            verification = _verify(plan, folder, digests, engine.fetched, progress, ranks, checks)
+            verification = _verify(plan, files, digests, engine.fetched, progress, ranks, checks)
         record = make_receipt(plan, digests, verification)
         if ranks.first:
             write_receipt(files, record)
@@ -222,8 +238,38 @@ def _changed_meanwhile(plan: Plan) -> list[Problem]:
         raise FailedError(error.problems) from error
 
 
-def _resolve_target(plan: Plan, target: Path, as_step_0: bool) -> tuple[Path, Path | None]:
+@contextmanager
+def _unfinished(
+    plan: Plan, target: Path | StoreAddress, overwrite: bool, identity: str, ranks: Ranks
+) -> Iterator[Destination]:
+    """Give the files of ``target`` to write, which are its own after the block."""
+    if isinstance(target, StoreAddress):
+        with uploaded(target, LAST[plan.target.format], ranks) as store:
+            yield store
+    else:
+        with staged(target, overwrite, identity, ranks) as folder:
+            yield Disk(folder)
+
+
+def _where(target: str | Path | StoreAddress) -> Path | StoreAddress:
+    """Return what the user's ``target`` names. Raises `RefusedError` if nothing is written there."""
+    found = target if isinstance(target, StoreAddress) else path_or_address(target)
+    if isinstance(found, HubAddress):
+        raise RefusedError(f"{found}: nothing is written to the Hub. Name a folder")
+    return found
+
+
+def _resolve_target(
+    plan: Plan, target: Path | StoreAddress, as_step_0: bool
+) -> tuple[Path | StoreAddress, Path | None]:
     """Return the folder to write, and the dump folder of TorchTitan that it is in."""
+    if isinstance(target, StoreAddress):
+        options = {"--as-step-0": as_step_0, "--with-optimizer": plan.target.with_optimizer}
+        for option in (option for option, is_given in options.items() if is_given):
+            raise RefusedError(
+                f"{target}: {option} is for a local folder. Convert to one, then copy it to the store"
+            )
+        return target, None
     if plan.target.with_optimizer:
         if as_step_0 or target.name == "step-0":
             raise RefusedError(
@@ -238,9 +284,13 @@ def _resolve_target(plan: Plan, target: Path, as_step_0: bool) -> tuple[Path, Pa
     return target / "checkpoint" / "step-0", target
 
 
-def _resolve_workers(workers: int | None, ranks: Ranks) -> int:
+def _resolve_workers(workers: int | None, ranks: Ranks, target: Path | StoreAddress) -> int:
+    if isinstance(target, StoreAddress) and not Store(target).is_shareable:
+        return 1
     if workers is None:
-        return ranks.threads
+        # Those that send mostly wait.
+        is_store = isinstance(target, StoreAddress)
+        return max(1, _SENDERS // ranks.local_size) if is_store else ranks.threads
     if not 1 <= workers <= 64:
         raise RefusedError(f"workers must be between 1 and 64; got {workers}")
     return workers
@@ -258,29 +308,32 @@ def _check_ranges(plan: Plan) -> None:
 
 
 def _while_writing(
-    plan: Plan, folder: Path, verified: bool, ranks: Ranks
+    plan: Plan, files: Destination, verified: bool, ranks: Ranks
 ) -> AbstractContextManager[WhileWriting | None]:
     """Return what compares the target while it is written, where that can be done."""
     # A rank checks what others wrote, and what comes from another machine is not fetched twice.
     if not verified or ranks.size > 1 or plan.source.remote is not None:
         return nullcontext()
+    if not isinstance(files, Disk):
+        return nullcontext()
     # The end of one of Meta's files says what is in it.
     if plan.target.format == "meta":
         return nullcontext()
-    checks = WhileWriting(plan, folder, ranks.threads, is_long(plan.bytes_to_write))
+    checks = WhileWriting(plan, files.folder, ranks.threads, is_long(plan.bytes_to_write))
     # What is written for them passes through the page cache; for a small part, that is no gain.
     return checks if 2 * checks.n_bytes > plan.bytes_to_write else nullcontext()
 
 
 def _verify(
     plan: Plan,
-    folder: Path,
+    files: Destination,
     digests: dict[str, list[str]],
     fetched: Sequence[Fetched],
     progress: Progress,
     ranks: Ranks,
     checks: WhileWriting | None,
 ) -> Verification:
+    folder = files.to_check(ranks)
     if plan.source.remote is None:
         verification = verify.verify_plan(plan, folder, progress, ranks, checks)
     else:

@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from llamaconv.checkpoint.store_folder import StoreFolder
 from llamaconv.convert.output import CountedBlocks, Output, Payload
+from llamaconv.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class Destination(Protocol):
 
     def check_there(self, lengths: Mapping[str, int]) -> None:
         """Raise `FailedError` unless each file, whichever rank wrote it, has its length here."""
+
+    def to_check(self, ranks: Ranks) -> Path | StoreFolder:
+        """Return what all ranks read back to check it, once everything is written."""
 
     def create(self, name: str) -> AbstractContextManager[BinaryIO]:
         """Open a small file that is copied as it is; it is complete after the block."""

@@ -15,6 +15,7 @@ from llamaconv.convert.disk_file import DiskFile
 from llamaconv.convert.journal import Journal
 from llamaconv.convert.output import CountedBlocks
 from llamaconv.convert.sync import BackgroundSync
+from llamaconv.ranks import Ranks
 from llamaconv.report.errors import FailedError, first_few
 
 # A target of up to so many bytes stays in the page cache: who made it loads it next.
@@ -64,6 +65,10 @@ class Disk:
                 f"{self.folder}: rank 0 does not see {first_few(wrong, 3)}; the target must be on a "
                 "filesystem that every host shares"
             )
+
+    def to_check(self, ranks: Ranks) -> Path:  # noqa: ARG002
+        """Return the folder."""
+        return self.folder
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from llamaconv.checkpoint.address import copy_command
+from llamaconv.checkpoint.store_address import StoreAddress
 from llamaconv.plan.plan import Plan
 from llamaconv.plan.small_files import names_in
 from llamaconv.plan.trainer_moves import not_loaded
@@ -30,7 +32,7 @@ def dump_of(target: Path) -> Path | None:
     return target.parent.parent if is_step else None
 
 
-def next_steps(plan: Plan, target: Path, dump: Path | None) -> Advice:
+def next_steps(plan: Plan, target: Path | StoreAddress, dump: Path | None) -> Advice:
     """Return what to run with a finished target.
 
     Args:
@@ -42,7 +44,9 @@ def next_steps(plan: Plan, target: Path, dump: Path | None) -> Advice:
     if plan.target.format == "dcp":
         source = plan.source.folder if plan.source_trains else None
         # From the Hub, the small files are in the target.
-        assets = target if plan.source.remote and not plan.assets else plan.assets
+        assets = plan.assets
+        if plan.source.remote and assets is None and isinstance(target, Path):
+            assets = target
         advice = advise(
             params,
             plan.target.generation,
@@ -58,16 +62,22 @@ def next_steps(plan: Plan, target: Path, dump: Path | None) -> Advice:
     if plan.target.format == "meta":
         words = ["llamaconv", "verify", str(plan.source.path), str(target)]
         return Advice("Meta's files", "", shell.join(words), "", ())
+    # Transformers reads local folders.
+    copy, name = "", str(target)
+    if isinstance(target, StoreAddress):
+        copy, name = f"{copy_command(target)} && ", target.name
     # In double quotes, which a shell's single quotes leave as they are.
-    load = f"AutoModelForCausalLM.from_pretrained({json.dumps(str(target), ensure_ascii=False)})"
-    command = f"python -c {shell.quote(f'from transformers import AutoModelForCausalLM; {load}')}"
+    load = f"AutoModelForCausalLM.from_pretrained({json.dumps(name, ensure_ascii=False)})"
+    command = (
+        copy + f"python -c {shell.quote(f'from transformers import AutoModelForCausalLM; {load}')}"
+    )
     return Advice("transformers", "", command, "", ())
 
 
-def _resumed(plan: Plan, target: Path, dump: Path | None) -> Resumed:
+def _resumed(plan: Plan, target: Path | StoreAddress, dump: Path | None) -> Resumed:
     keys = {name.split(".", maxsplit=1)[0] for name in plan.trainer_state}
     later = []
-    if dump is not None and target.parent.is_dir():
+    if dump is not None and isinstance(target, Path) and target.parent.is_dir():
         steps = (one.name for one in target.parent.iterdir() if _STEP.fullmatch(one.name))
         later = [name for name in steps if _number(name) > _number(target.name)]
     without = not_loaded(plan.source, plan.target, keys)

@@ -8,13 +8,11 @@ from pathlib import Path
 
 from llamaconv.checkpoint.tensors import Location
 from llamaconv.convert import journal
-from llamaconv.plan.small_files import is_small_file
+from llamaconv.convert.partial import is_ours
 from llamaconv.report.errors import RefusedError, first_few
 
 SUFFIX = ".llamaconv-partial"
 _RECEIPT, _METADATA = "llamaconv.json", ".metadata"
-# What a checkpoint of ours has in addition to weights. A folder with anything else is not replaced.
-_OURS = {_RECEIPT, _METADATA, "config.json", "params.json", "model.safetensors.index.json"}
 
 
 def check_target(
@@ -70,13 +68,7 @@ def check_existing(target: Path, overwrite: bool) -> None:
     if not overwrite:
         raise RefusedError(f"{target}: exists already. Choose another target, or pass --overwrite")
     # Overwriting deletes the folder, so it must be a checkpoint and nothing else.
-    others = [
-        name
-        for name in sorted(names)
-        if name not in _OURS
-        and not is_small_file(name)
-        and not name.endswith((".distcp", ".safetensors", ".pth"))
-    ]
+    others = [name for name in sorted(names) if not is_ours(name)]
     if others or not {_METADATA, _RECEIPT} & set(names):
         raise RefusedError(
             f"{target}: --overwrite replaces only checkpoints, and this folder also contains: "

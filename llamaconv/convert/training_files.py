@@ -14,20 +14,23 @@ from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 
+from llamaconv.checkpoint.store_address import StoreAddress
 from llamaconv.torchtitan.advice import Advice
 from llamaconv.torchtitan.script import NAME as SCRIPT
 
 _SEAL = "# As llamaconv wrote it; once edited, it is not replaced: "
 
 
-def folder_for(target: Path, dump: Path | None) -> Path:
+def folder_for(target: Path | StoreAddress, dump: Path | None) -> Path:
     """Return the folder of the training files of a target: NAME-train next to it.
+
+    For a target in a store, that is a folder here.
 
     Args:
         target: The converted checkpoint.
         dump: TorchTitan's dump folder that holds it, if one does; the files are next to that.
     """
-    home = dump or target
+    home = Path(target.name) if isinstance(target, StoreAddress) else dump or target
     if home.name in ("", ".."):
         home = home.resolve()
     # TorchTitan deletes old folders of a run, all whose name has step-N somewhere.

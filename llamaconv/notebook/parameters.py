@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llamaconv.checkpoint.address import local
 from llamaconv.checkpoint.hub_address import PREFIX
 from llamaconv.checkpoint.open import looks_like_checkpoint
 from llamaconv.checkpoint.runs import steps_of
+from llamaconv.checkpoint.store_address import StoreAddress, store_address
 from llamaconv.plan.target import Target
 from llamaconv.report import shell
 from llamaconv.report.errors import Problem, RefusedError
@@ -147,11 +149,21 @@ class Parameters:
         return str(self.values["other"])
 
     @property
+    def destination(self) -> Path | StoreAddress:
+        """The folder to write, or its address in a store."""
+        given: str = self.values["target"]
+        if address := store_address(given):
+            return address
+        return Path(given).expanduser() if given else self.default_target
+
+    @property
     def target(self) -> Path:
-        """The folder to write or to check."""
-        if self.values["target"]:
-            return Path(self.values["target"]).expanduser()
-        return self.default_target
+        """The local folder to write or to check.
+
+        Raises:
+            RefusedError: The target is in a store.
+        """
+        return local(self.destination)
 
     @property
     def default_target(self) -> Path:
@@ -214,7 +226,7 @@ class Parameters:
         given: dict[str, object] = {}
         for name in NOTEBOOKS[self.notebook][1]:
             if name == "target":
-                given[name] = str(self.target)
+                given[name] = str(self.destination)
             elif name == "overwrite":
                 given |= {name: True} if self.may_replace else {}
             elif self.values[name] != _DEFAULTS[name]:
@@ -225,7 +237,7 @@ class Parameters:
         """Return one row per parameter."""
         resolved = {"source": self.values["source"] or "the bundled sample"}
         if "target" in self.values:
-            resolved["target"] = str(self.target)
+            resolved["target"] = str(self.destination)
         return Table(("parameter", "value"), list({**self.values, **resolved}.items()))
 
     def __repr__(self) -> str:

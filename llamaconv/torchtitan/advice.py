@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llamaconv.checkpoint.address import copy_command
+from llamaconv.checkpoint.store_address import StoreAddress
 from llamaconv.model.families import FAMILIES
 from llamaconv.model.names import Layout
 from llamaconv.model.params import LlamaParams
@@ -165,7 +167,7 @@ def advise(
     params: LlamaParams,
     generation: str,
     layout: Layout,
-    checkpoint: Path,
+    checkpoint: Path | StoreAddress,
     dump_folder: Path | None = None,
     *,
     assets: Path | None = None,
@@ -183,7 +185,8 @@ def advise(
         params: The model.
         generation: The generation of the checkpoint's tensor names.
         layout: The layout of its q and k rows.
-        checkpoint: Its folder.
+        checkpoint: Its folder, or the address of that. For a release that reads no addresses, the
+            folder of its name here, and a warning that says how to copy it.
         dump_folder: TorchTitan's dump folder that contains it as ``checkpoint/step-N``, if any.
         assets: The folder with the model's tokenizer, if one is known.
         huggingface: The source, if it is a Hugging Face folder with the same values.
@@ -255,7 +258,7 @@ def _advise_for(
     params: LlamaParams,
     layout: Layout,
     biases: Collection[str],
-    checkpoint: Path,
+    checkpoint: Path | StoreAddress,
     dump_folder: Path | None,
     assets: Path | None,
     huggingface: Path | None,
@@ -274,7 +277,7 @@ def _advise_for(
     where = (
         f"{release.dump_folder} {shell.quote(str(dump_folder.absolute()))}"
         if dump_folder
-        else f"--checkpoint.initial_load_path {shell.quote(str(checkpoint.absolute()))}"
+        else f"--checkpoint.initial_load_path {shell.quote(_place(checkpoint, release))}"
     )
     if resumed and not dump_folder:
         where += f" {release.full}"
@@ -283,8 +286,14 @@ def _advise_for(
     further = [f"{release.tokenizer} {shell.quote(str(tokenizer))}"] if tokenizer else []
     at_first = resumed.at_first if resumed else ""
     launch = "torchrun --nproc-per-node 8 -m torchtitan.train"
-    warnings = tuple(_warnings(params, release, biases, dump_folder, resumed))
+    warnings = tuple(_warnings(params, release, biases, checkpoint, dump_folder, resumed))
     notes = tuple(_notes(params, release, tokenizer))
+    if isinstance(checkpoint, StoreAddress):
+        if release.reads_stores:
+            notes = (*notes, f"to read {checkpoint.scheme}://, fsspec needs its driver there, too")
+        else:
+            copy = f"{title} reads local folders only: first {copy_command(checkpoint)}"
+            warnings = (copy, *warnings)
     if resumed:
         notes = (*resumed.notes(), *notes)
     as_it_is = ""
@@ -306,7 +315,7 @@ def _advise_for(
         warnings=warnings,
         script=script_text(
             release,
-            checkpoint,
+            _place(checkpoint, release),
             flags,
             tokenizer,
             (*warnings, *notes),
@@ -315,6 +324,15 @@ def _advise_for(
         ),
         needs_tokenizer=tokenizer is None,
         without_conversion=as_it_is,
+    )
+
+
+def _place(checkpoint: Path | StoreAddress, release: Release) -> str:
+    """Return what to name as the checkpoint."""
+    if isinstance(checkpoint, StoreAddress) and release.reads_stores:
+        return str(checkpoint)
+    return str(
+        Path(checkpoint.name if isinstance(checkpoint, StoreAddress) else checkpoint).absolute()
     )
 
 
@@ -337,6 +355,7 @@ def _warnings(
     params: LlamaParams,
     release: Release,
     biases: Collection[str],
+    checkpoint: Path | StoreAddress,
     dump_folder: Path | None,
     resumed: Resumed | None,
 ) -> Iterator[str]:
@@ -350,6 +369,8 @@ def _warnings(
         )
     if release.ignores_path and dump_folder is None:
         safe = "name the target DUMP/checkpoint/step-N" if resumed else "convert with --as-step-0"
+        if isinstance(checkpoint, StoreAddress):
+            safe = "copy it to DUMP/checkpoint/step-0 and give the dump folder"
         yield (
             "the dump folder must hold no checkpoint/ folder yet: with one, even empty, this release "
             f"ignores the path and trains from random weights ({safe} to be safe)"

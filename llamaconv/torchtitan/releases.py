@@ -102,6 +102,7 @@ class Release:
         text_flags: The flags that choose a text that the release can find by itself.
         text: Where it takes the text from, and what else to know about it.
         reads_huggingface: Whether a stock flavour can start from a Hugging Face folder.
+        reads_stores: Whether it loads a DCP from the address of a store, with fsspec.
         ignores_path: Whether it trains from random weights if its dump folder holds an empty
             ``checkpoint`` folder, whatever path it is given.
     """
@@ -123,6 +124,7 @@ class Release:
     text_flags: str
     text: str
     reads_huggingface: bool
+    reads_stores: bool
     ignores_path: bool
 
 
@@ -156,6 +158,7 @@ RELEASES = (
         text="the text is read from the Hub; a local one is --dataloader.dataset c4_test "
         "--dataloader.dataset_path DIR",
         reads_huggingface=True,
+        reads_stores=True,
         ignores_path=False,
     ),
     Release(
@@ -177,6 +180,7 @@ RELEASES = (
         text="the text is read from the Hub; a local one is --training.dataset c4_test "
         "--training.dataset_path DIR",
         reads_huggingface=True,
+        reads_stores=False,
         ignores_path=True,
     ),
     Release(
@@ -198,6 +202,7 @@ RELEASES = (
         text="the tokenizer is a tiktoken file, and this release takes the vocabulary from it: it "
         "must have {vocab_size} entries",
         reads_huggingface=False,
+        reads_stores=False,
         ignores_path=True,
     ),
 )

@@ -20,7 +20,7 @@ NAME = "train.sh"
 
 def script_text(
     release: Release,
-    checkpoint: Path,
+    checkpoint: str,
     flags: Sequence[str],
     tokenizer: Path | None,
     remarks: Sequence[str],
@@ -31,7 +31,7 @@ def script_text(
 
     Args:
         release: The release of TorchTitan.
-        checkpoint: The converted checkpoint.
+        checkpoint: The absolute path of the converted checkpoint, or its address.
         flags: The flags that choose model, checkpoint and text, each group quoted for a shell.
         tokenizer: The tokenizer, None if none is known: the script then asks for it.
         remarks: What to know, as comments.
@@ -44,7 +44,7 @@ def script_text(
     lines = [
         "#!/usr/bin/env bash",
         *_comment(
-            f"Train with TorchTitan {release.version} from {checkpoint.absolute()}. NGPU sets the "
+            f"Train with TorchTitan {release.version} from {checkpoint}. NGPU sets the "
             "number of processes; further flags of TorchTitan may follow: train.sh "
             "--training.steps 100"
         ),
@@ -57,7 +57,7 @@ def script_text(
         lines += _GUARD.splitlines()
     if at_first:
         steps = f"{shell.quote(str(dump_folder))}/" if dump_folder else "outputs/"
-        start = int(checkpoint.name.removeprefix("step-")) if dump_folder else -1
+        start = int(checkpoint.rpartition("step-")[2]) if dump_folder else -1
         lines += _AT_FIRST.format(flags=at_first, steps=steps, start=start).splitlines()
     words = ['exec torchrun --nproc-per-node "${NGPU:-8}" -m torchtitan.train', *flags]
     words += [f'{release.tokenizer} "$tokenizer"', *(["$at_first"] if at_first else []), '"$@"']

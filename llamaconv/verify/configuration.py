@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from llamaconv.checkpoint.address import local
 from llamaconv.checkpoint.checkpoint import Checkpoint, ModelConfig
+from llamaconv.checkpoint.folder import LocalFolder
 from llamaconv.checkpoint.huggingface import CONFIG
 from llamaconv.checkpoint.huggingface_index import INDEX, SINGLE
 from llamaconv.checkpoint.tensors import shapes_by_role
@@ -46,19 +47,17 @@ def config_mismatches(target: Checkpoint, params: LlamaParams) -> list[str]:
 
 
 def _in_config(target: Checkpoint, params: LlamaParams) -> list[str]:
-    folder, config = target.folder, target.config
-    assert isinstance(folder, Path)
+    config = target.config
+    folder = target.remote or LocalFolder(local(target.folder))
     if config is None:
-        is_missing = target.receipt and not (folder / CONFIG).is_file()
+        is_missing = target.receipt and not folder.is_file(CONFIG)
         return [f"{CONFIG} is missing"] if is_missing else []
     # Only transformers counts positions; parameters from another format may lack them.
     but = () if params.max_position else ("max_position",)
     wrong = _differences(CONFIG, config.params, params, but) if config.params else []
     if target.receipt:
         wrong += _absent(config)
-        if not (folder / INDEX).is_file() and {file.name for file in target.local_files} != {
-            SINGLE
-        }:
+        if not folder.is_file(INDEX) and [*target.file_bytes] != [SINGLE]:
             wrong.append(f"{INDEX} is missing, and the weights are not in one file called {SINGLE}")
         family = FAMILIES[params.family]
         dtypes = {tensor.dtype for tensor in target.tensors.values()}

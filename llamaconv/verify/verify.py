@@ -27,8 +27,9 @@ from llamaconv.checkpoint.checkpoint import Checkpoint
 from llamaconv.checkpoint.fetch_ahead import Fetched
 from llamaconv.checkpoint.fused import split_fused
 from llamaconv.checkpoint.huggingface import CONFIG
-from llamaconv.checkpoint.open import open_checkpoint
+from llamaconv.checkpoint.open import open_checkpoint, open_store_folder
 from llamaconv.checkpoint.receipt import Receipt
+from llamaconv.checkpoint.store_folder import StoreFolder
 from llamaconv.checkpoint.trainer_state import with_optimizer
 from llamaconv.plan.plan import Plan
 from llamaconv.plan.planner import make_plan
@@ -109,7 +110,7 @@ def verify_checkpoint(
 
 def verify_plan(
     plan: Plan,
-    folder: Path,
+    folder: Path | StoreFolder,
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
     before: WhileWriting | None = None,
@@ -161,7 +162,7 @@ def verify_plan(
             return Verification(tuple(checks))
     tensors, layers = comparison.merge(findings)
     checks.append(comparison.bits_check(tensors))
-    if plan.values:
+    if plan.values and isinstance(folder, Path):
         checks += _from_first([check_values(plan, folder)] if ranks.first else [], ranks)
     if not_finite(tensors):
         # Scores and logits would be NaN too.
@@ -181,7 +182,7 @@ def verify_plan(
 
 def verify_fetched(
     plan: Plan,
-    folder: Path,
+    folder: Path | StoreFolder,
     written: Receipt,
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
@@ -220,7 +221,7 @@ def verify_fetched(
 
 def _check_fetched(
     plan: Plan,
-    folder: Path,
+    folder: Path | StoreFolder,
     written: Receipt,
     fetched: Sequence[Fetched],
     progress: Progress,
@@ -251,16 +252,20 @@ def _check_fetched(
         if max(plan.bytes_to_read, plan.bytes_to_write) <= MOST_BYTES:
             checks += check_logits(plan, here, there)
         return checks, layers
-    found = replace(open_checkpoint(folder), receipt=written)
+    found = replace(_open(folder), receipt=written)
     digests = [check for check in check_receipt(found, progress) if check.name == "digests"]
     checks += [replace(check, detail=f"{check.detail}{rebuilt.remark}") for check in digests]
     return checks, []
 
 
-def _opened(plan: Plan, folder: Path) -> Checkpoint:
+def _open(folder: Path | StoreFolder) -> Checkpoint:
+    return open_checkpoint(folder) if isinstance(folder, Path) else open_store_folder(folder)
+
+
+def _opened(plan: Plan, folder: Path | StoreFolder) -> Checkpoint:
     """Open a target, with its optimizer, and take apart what its generation stores together."""
     params, _ = plan.ready()
-    found = split_fused(open_checkpoint(folder), params)
+    found = split_fused(_open(folder), params)
     return with_optimizer(found, params) if plan.target.with_optimizer else found
 
 
@@ -271,11 +276,12 @@ def _from_first(checks: Sequence[Check], ranks: Ranks) -> list[Check]:
     return checks_from_json(ranks.broadcast(checks_to_json(checks)))
 
 
-def _reason(error: LlamaconvError | OSError, plan: Plan, folder: Path) -> str:
+def _reason(error: LlamaconvError | OSError, plan: Plan, folder: Path | StoreFolder) -> str:
     """Return what to report of an error that arose while both sides were read."""
     if isinstance(error, LlamaconvError):
         return error.problems[0].message
-    return f"{error.filename or f'{plan.source.path} or {folder}'}: {error.strerror or error}"
+    there = folder if isinstance(folder, Path) else folder.path
+    return f"{error.filename or f'{plan.source.path} or {there}'}: {error.strerror or error}"
 
 
 def _check_structure(plan: Plan, target: Checkpoint) -> Check:

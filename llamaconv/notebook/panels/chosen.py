@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from llamaconv.checkpoint.checkpoint import Checkpoint
+from llamaconv.checkpoint.receipt import NAME
+from llamaconv.checkpoint.store_address import StoreAddress
+from llamaconv.checkpoint.store_errors import as_failures
 from llamaconv.convert.agreement import fingerprint
+from llamaconv.convert.store import Store
 from llamaconv.convert.target_check import check_target
 from llamaconv.notebook.parameters import Parameters
 from llamaconv.notebook.words import Words
@@ -55,6 +60,24 @@ class Chosen:
         return "\n".join([*parts, *([self.status] if self.status else [])])
 
 
+def is_there(target: Path | StoreAddress, ask: bool = False) -> bool:
+    """Return whether the target of a conversion still exists.
+
+    Args:
+        target: The folder, or its address.
+        ask: Whether to ask a store, too; else it is taken to keep what it got.
+
+    Raises:
+        FailedError: A store cannot be asked.
+    """
+    if isinstance(target, Path):
+        return (target / NAME).is_file()
+    if not ask:
+        return True
+    with as_failures(target, target):
+        return NAME in Store(target).listed()
+
+
 def choose(checkpoint: Checkpoint, parameters: Parameters, **changes: Any) -> Chosen:
     """Plan a conversion of ``checkpoint``; never raises.
 
@@ -71,9 +94,13 @@ def choose(checkpoint: Checkpoint, parameters: Parameters, **changes: Any) -> Ch
     if not problems:
         plan = make_plan(checkpoint, parameters.options())
         problems += plan.problems
+        target = parameters.destination
+        if isinstance(target, StoreAddress):
+            # What is in the store is asked when it is converted, not with every change of a control.
+            return Chosen(parameters, plan, tuple(problems))
         try:
             check_target(
-                parameters.target,
+                target,
                 checkpoint.path,
                 plan.bytes_to_write,
                 parameters.may_replace,

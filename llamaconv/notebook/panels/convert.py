@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 
 from llamaconv.checkpoint.checkpoint import Checkpoint
+from llamaconv.checkpoint.store_address import StoreAddress
 from llamaconv.notebook.background import CANCELLED, Work, as_llamaconv_error
-from llamaconv.notebook.panels.chosen import Chosen, choose, in_words
+from llamaconv.notebook.panels.chosen import Chosen, choose, in_words, is_there
 from llamaconv.notebook.panels.panel import Choice, Offer, Panel, Switch, Text
 from llamaconv.notebook.panels.target_offers import target_offers
 from llamaconv.notebook.parameters import Parameters
@@ -61,7 +62,7 @@ class ConvertPanel(Panel):
         super().__init__(
             self._choose,
             self._offers,
-            target=Text("target", values["target"], str(parameters.target)),
+            target=Text("target", values["target"], str(parameters.destination)),
             **{name: Choice(name, options, values[name]) for name, options in CHOICES.items()},
             shards=Text("shards", str(values["shards"])),
             max_shard_size=Text("max_shard_size", values["max_shard_size"]),
@@ -110,7 +111,7 @@ class ConvertPanel(Panel):
         if self._work_for != self.chosen.parameters or self.work is None or self.work.is_running:
             return None
         done = self.work.result
-        return done if done and (done.target / "llamaconv.json").is_file() else None
+        return done if done and is_there(done.target) else None
 
     def _status_of(self, chosen: Chosen) -> str:
         """Return a box about the conversion of this choice, as HTML; empty if there was none."""
@@ -121,8 +122,8 @@ class ConvertPanel(Panel):
             if self.work.was_cancelled:
                 return box("warning", [CANCELLED, *notes(said)])
             return said._repr_html_()
-        target = chosen.parameters.target
-        if (target / "llamaconv.json").is_file():
+        target = chosen.parameters.destination
+        if is_there(target):
             return box("done", [f"{target}: done, every check passed"])
         return box(
             "warning", [f"{target}: converted before, but no longer exists. Convert it again"]
@@ -140,9 +141,9 @@ class ConvertPanel(Panel):
         return self.chosen.plan
 
     @property
-    def target(self) -> Path:
+    def target(self) -> Path | StoreAddress:
         """The folder of the last conversion, or of the present choice."""
-        return self.done.target if self.done else self.chosen.parameters.target
+        return self.done.target if self.done else self.chosen.parameters.destination
 
     def widget(self) -> Any:
         """Return the controls, the view, and the buttons with their progress."""
@@ -197,7 +198,7 @@ class ConvertPanel(Panel):
             from llamaconv.convert.convert import convert_checkpoint
 
             return convert_checkpoint(
-                plan, chosen.target, overwrite=chosen.may_replace, progress=progress
+                plan, chosen.destination, overwrite=chosen.may_replace, progress=progress
             )
 
         self._work_for = chosen
@@ -276,6 +277,6 @@ class ConvertPanel(Panel):
         Raises:
             FailedError: Nothing was converted, or the target was deleted since.
         """
-        if not (self.target / "llamaconv.json").is_file():
+        if not is_there(self.target, ask=True):
             reason = "deleted after the conversion" if self.done else "nothing was converted"
             raise FailedError(f"{self.target}: not found, {reason}. Run the conversion again")
