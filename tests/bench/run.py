@@ -4,10 +4,10 @@
         [--directions hf-dcp,dcp-hf,meta-dcp,hf-meta,cast] [--peers all] [--cache warm]
         [--no-checks]
 
-Makes the inputs, and in each pair (for ours with the disk alone as a third, direct writers of as many
-bytes) copies the source (the target, where a cast makes it the larger
-side) with ``cp`` and an fsync a file, and converts it, in turns which of the two is first. Before
-either, the last output is deleted and the disk has settled, and the inputs are read into the
+Makes the inputs, and in each round copies the source (the target, where a cast makes it the larger
+side) with ``cp`` and an fsync a file, and converts it, in turns which is first. The rounds of ours
+have both its runs, without and with checks, and the disk alone: direct writers of as many bytes.
+Before each, the last output is deleted and the disk has settled, and the inputs are read into the
 page cache (``warm``) or put out of it (``cold``); what a run leaves unsynced is synced in its time.
 Writes bench.json, bench.md and bench.png to ``--out``. Fails nowhere: what a peer cannot do is a row.
 
@@ -52,6 +52,10 @@ class Contestant:
     otherwise: str = ""
     ours: bool = False
     generation: str = "titan-0.3"
+
+    @property
+    def is_llamaconv(self) -> bool:
+        return self.name.startswith("llamaconv")
 
 
 def ours(extra: list[str], checks: bool) -> list[Contestant]:
@@ -122,50 +126,65 @@ class Bench:
         if name == "cast":
             copied = self.folder / "cast"
             self._make(DIRECTIONS[name][1], copied)
+        # Ours in the same rounds; each peer has rounds of its own, since most take long.
+        mine = [program for program in programs if program.is_llamaconv]
+        peers_alone = [[program] for program in programs if not program.is_llamaconv]
         rows = []
-        for program in programs:
-            print(f"{name}: {program.name}", file=sys.stderr, flush=True)
-            reads = source
-            if source.name == "dcp" and program.generation != "titan-0.3":
-                reads = self.folder / program.generation
-                self._make(["--to", "dcp", "--generation", program.generation], reads)
-            rows += self._pairs(name, reads, copied, program)
+        for group in [mine, *peers_alone]:
+            print(f"{name}: {', '.join(one.name for one in group)}", file=sys.stderr, flush=True)
+            reads, generation = source, group[0].generation
+            if source.name == "dcp" and generation != "titan-0.3":
+                reads = self.folder / generation
+                self._make(["--to", "dcp", "--generation", generation], reads)
+            rows += self._pairs(name, reads, copied, group)
             if reads is not source:
                 shutil.rmtree(reads)
         if copied is not source:
             shutil.rmtree(copied)
         return rows
 
-    def _pairs(self, name: str, source: Path, copied: Path, program: Contestant) -> list[dict]:
-        runs: list[measure.Measurement] = []
+    def _pairs(
+        self, name: str, source: Path, copied: Path, programs: list[Contestant]
+    ) -> list[dict]:
+        """Rounds of a copy and each program; rows of what they took."""
+        runs: dict[str, list[measure.Measurement]] = {one.name: [] for one in programs}
+        failed: dict[str, dict] = {}
         copies: list[float] = []
         disk: list[float] = []
         n_bytes = 0
         for number in range(self.pairs):
-            turns = ["copy", "run"] if number % 2 == 0 else ["run", "copy"]
-            for turn in [*turns, *(["disk"] if program.ours else [])]:
-                if turn == "disk":
-                    disk.append(measure.direct(self.folder, n_bytes))
-                elif turn == "copy":
+            turns = [None, *programs] if number % 2 == 0 else [*reversed(programs), None]
+            for program in turns:
+                if program is None:
                     measure.cache(copied, warm=self.warm)
                     copies.append(measure.copy(copied, self.target))
-                else:
+                elif program.name not in failed:
                     measure.cache(source, warm=self.warm)
                     command = program.command(source, self.target)
                     done = measure.run(command, environment=self.environment, sync=self.target)
                     if done.failure:
-                        self._clear()
-                        return [
-                            report.failed(name, program.name, program.otherwise, done.failure, done)
-                        ]
-                    runs.append(done)
-                    n_bytes = max(n_bytes, _nbytes(self.target))
+                        what = (name, program.name, program.otherwise, done.failure, done)
+                        failed[program.name] = report.failed(*what)
+                    else:
+                        runs[program.name].append(done)
+                        n_bytes = max(n_bytes, _nbytes(self.target))
                 self._clear()
-        rows = [report.row(name, program.name, program.otherwise, runs, copies, n_bytes)]
-        if program.ours:
-            engine = [json.loads(run.output)["seconds"] for run in runs]
-            rows.insert(0, report.engine(rows[0], engine, copies, disk))
-            rows.append(report.disk(rows[0], disk, copies))
+            if n_bytes and any(program.ours for program in programs):
+                disk.append(measure.direct(self.folder, n_bytes))
+                self._clear()
+        rows: list[dict] = []
+        for program in programs:
+            if program.name in failed:
+                rows.append(failed[program.name])
+                continue
+            its = runs[program.name]
+            row = report.row(name, program.name, program.otherwise, its, copies, n_bytes)
+            if program.ours:
+                engine = [json.loads(run.output)["seconds"] for run in its]
+                rows += [report.engine(row, engine, copies, disk), row]
+                rows.append(report.disk(row, disk, copies))
+            else:
+                rows.append(row)
         return rows
 
     def _clear(self) -> None:
