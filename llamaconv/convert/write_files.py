@@ -38,7 +38,7 @@ def write_files(
     for part in ranks.all_gather(_write_mine(target, mine, blocks, workers, n_bytes)):
         written.update(part)
     # If a thread or a rank lost its work, do not write an index of bytes that are missing.
-    if written.keys() != {file.name for file in files}:
+    if written.keys() != {file.name for file in files} or None in written.values():
         raise UnusableError(
             "internal error: the files written differ from the plan; please report this"
         )
