@@ -93,6 +93,7 @@ COVERED_BY = {
     "convert/disk": "convert/test_resume.py",
     "convert/disk_file": "convert/test_resume.py",
     "convert/output": "convert/test_resume.py",
+    "verify/store_dcp": "convert/test_store.py",
     "convert/guard": "convert/test_store.py",
     "convert/partial": "convert/test_store.py",
     "convert/uploading": "convert/test_store.py",

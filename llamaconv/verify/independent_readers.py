@@ -40,6 +40,7 @@ from llamaconv.checkpoint.fetch_ahead import FetchAhead
 from llamaconv.checkpoint.folder import LocalFolder
 from llamaconv.checkpoint.reader import PieceReader
 from llamaconv.checkpoint.remote_file import RemoteFile
+from llamaconv.checkpoint.store_folder import StoreFolder
 from llamaconv.checkpoint.tensors import Piece, TensorInfo
 from llamaconv.checkpoint.torch_rows import TensorBuffer, read_rows
 from llamaconv.checkpoint.trainer_state import read_trainer_state
@@ -196,21 +197,21 @@ class DcpLoadReader(IndependentReader):
     @property
     def concession(self) -> str:
         """Large tensors are read by our own reader."""
-        if all(map(_is_loaded_whole, self.checkpoint.tensors.values())):
+        if all(map(is_loaded_whole, self.checkpoint.tensors.values())):
             return ""
         return f"tensors of the DCP above {WHOLE_BYTES >> 20} MiB read by llamaconv's own reader"
 
     def needs_index(self, tensor: TensorInfo) -> bool:
         """Return whether ``dcp.load`` reads it, by the metadata."""
-        return _is_loaded_whole(tensor)
+        return is_loaded_whole(tensor)
 
     @cached_property
-    def _reader(self) -> DcpReader:
+    def _reader(self) -> FileSystemReader:
         return DcpReader(self.checkpoint.local_path)
 
     def _prefetch(self, names: Sequence[str]) -> None:
         tensors = [self.checkpoint.tensors[name] for name in dict.fromkeys(names)]
-        small = list(filter(_is_loaded_whole, tensors))
+        small = list(filter(is_loaded_whole, tensors))
         whole = [tensor for tensor in small if not tensor.stored]
         # Without any, the metadata is not read: it may not be there yet.
         self._loaded = load_dcp(self._reader, whole) if whole else {}
@@ -451,7 +452,8 @@ def _role(part: TensorInfo) -> str:
     return part.name.rpartition("[")[2].rstrip("]").removesuffix(".weight").rpartition(".")[2]
 
 
-def _is_loaded_whole(tensor: TensorInfo) -> bool:
+def is_loaded_whole(tensor: TensorInfo) -> bool:
+    """Return whether `dcp.load` reads a tensor, and not our own reader."""
     # A part of a fused matrix is loaded with the two others.
     return (3 if tensor.stored else 1) * tensor.nbytes <= WHOLE_BYTES
 
@@ -545,7 +547,7 @@ class RemoteReader(IndependentReader):
         """What is in other files than safetensors is located by our own reader."""
         if all(map(self._place, self.checkpoint.tensors)):
             return ""
-        return "the source's files read by llamaconv's own reader, because they are not here"
+        return "files that are not here read by llamaconv's own reader"
 
     def _place(self, name: str) -> tuple[RemoteFile, int, int] | None:
         """Return the file of a tensor, and its first and last byte; None if that is not so simple."""
@@ -585,6 +587,10 @@ def _can_map(file: Path) -> bool:
 
 def reader_for(checkpoint: Checkpoint) -> IndependentReader:
     """Return the reader for the format of ``checkpoint`` and the filesystem that it is on."""
+    if checkpoint.format == "dcp" and isinstance(checkpoint.remote, StoreFolder):
+        from llamaconv.verify.store_dcp import StoreDcpLoadReader
+
+        return StoreDcpLoadReader(checkpoint, checkpoint.remote)
     if checkpoint.remote is not None:
         return RemoteReader(checkpoint)
     reader = READERS[checkpoint.format](checkpoint)
@@ -634,7 +640,7 @@ class DcpReader(FileSystemReader):
         return self._metadata
 
 
-def load_dcp(reader: DcpReader, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
+def load_dcp(reader: FileSystemReader, tensors: Sequence[TensorInfo]) -> dict[str, Tensor]:
     """Load ``tensors`` of a checkpoint, whole, through ``dcp.load``.
 
     Returns:

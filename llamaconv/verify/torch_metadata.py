@@ -12,7 +12,7 @@ from __future__ import annotations
 import pickle
 from collections import OrderedDict
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch.distributed.checkpoint import filesystem, metadata
@@ -36,7 +36,12 @@ def unpickle_metadata(folder: Path) -> Metadata:
         Exception: Any that unpickling can raise.
     """
     with (folder / NAME).open("rb") as file:
-        found = _Unpickler(file).load()
+        return unpickle_content(file)
+
+
+def unpickle_content(file: IO[bytes]) -> Metadata:
+    """Return the metadata in an open file; see `unpickle_metadata`."""
+    found = _Unpickler(file).load()
     if not isinstance(found, Metadata):
         raise TypeError(f"{NAME} holds a {type(found).__name__}, not torch's Metadata")
     return found

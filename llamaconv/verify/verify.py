@@ -26,6 +26,7 @@ from llamaconv.checkpoint.address import local, path_or_address
 from llamaconv.checkpoint.checkpoint import Checkpoint
 from llamaconv.checkpoint.fetch_ahead import Fetched
 from llamaconv.checkpoint.fused import split_fused
+from llamaconv.checkpoint.hub_address import HubAddress
 from llamaconv.checkpoint.huggingface import CONFIG
 from llamaconv.checkpoint.open import open_checkpoint, open_store_folder
 from llamaconv.checkpoint.receipt import Receipt
@@ -63,7 +64,7 @@ def verify_checkpoint(
     but cannot tell whether the conversion was right.
 
     Args:
-        target: The folder to check.
+        target: The folder to check, or its address in a store.
         source: The checkpoint that it was converted from. A repository of the Hub is fetched again.
         progress: Called with "verify", the bytes compared so far, and all bytes to compare.
 
@@ -71,11 +72,16 @@ def verify_checkpoint(
         All checks, passed or failed.
 
     Raises:
-        RefusedError: Either cannot be opened, the target is on the Hub, or the receipt is missing
-            and needed.
+        RefusedError: Either cannot be opened, the target is on the Hub, or in a store and with an
+            optimizer, or the receipt is missing and needed.
     """
-    local(path_or_address(target))
+    where = path_or_address(target)
+    if isinstance(where, HubAddress):
+        local(where)
     found = open_checkpoint(target)
+    if found.receipt and found.receipt.target.with_optimizer:
+        local(where)
+    folder = found.remote if isinstance(found.remote, StoreFolder) else Path(target)
     if source is None:
         return verify_receipt(found, progress)
     if found.receipt:
@@ -94,7 +100,7 @@ def verify_checkpoint(
         opened = replace(opened, params=found.params)
     plan = make_plan(opened, expected)
     plan.raise_for_errors()
-    verification = verify_plan(plan, Path(target), progress)
+    verification = verify_plan(plan, folder, progress)
     if found.receipt is None or not verification.ok:
         return verification
     # The target's own receipt is compared as well, and reported only if it is wrong. The bits have

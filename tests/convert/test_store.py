@@ -144,6 +144,23 @@ def test_store_gets_the_bytes_of_a_local_target(
     assert s3.uploads(BUCKET) == []
 
 
+@pytest.mark.parametrize("to", ["dcp", "hf", "meta"])
+def test_verify_reads_what_is_in_a_store(
+    source: Path, s3: S3Server, capsys: pytest.CaptureFixture[str], to: str
+) -> None:
+    target = address()[0]
+    convert_checkpoint(plan_of(source, to=to), target)
+    assert main(["verify", str(source), target]) == 0
+    assert main(["verify", target]) == 0
+    fs, path = fsspec.url_to_fs(target)
+    name = next(one for one in fs.find(path) if one.endswith((".distcp", ".safetensors", ".pth")))
+    data = fs.cat_file(name)
+    half = len(data) // 2
+    fs.pipe_file(name, data[:half] + bytes(255 - one for one in data[half:]))
+    assert main(["verify", str(source), target]) == 1
+    assert main(["verify", target]) == 1
+
+
 def test_other_peoples_readers_read_it(source: Path, tmp_path: Path, s3: S3Server) -> None:
     weights = checkpoints.tensors()
     dcp, hf = address()[0], address()[0]
