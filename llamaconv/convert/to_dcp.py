@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -298,22 +299,29 @@ def _files(items: Iterable[WriteItem]) -> Iterator[list[WriteItem]]:
     """Group items by file: chunk i of all tensors together, in several files if it is long.
 
     Several files let several threads write, and let one file be flushed while the next is written.
-    A large model has up to 64 files per chunk; a small one has files of 256 MiB.
+    A large model has up to 64 files per chunk; a small one has files of 256 MiB. The first files of
+    all chunks come first, so that whole tensors are soon there to be compared.
     """
     items = list(items)
     by_chunk: dict[int, list[WriteItem]] = {}
     for item in items:
         by_chunk.setdefault(item.index.index or 0, []).append(item)
     most = max(256 << 20, sum(map(_nbytes, items)) // (64 * len(by_chunk)))
-    for chunk in by_chunk.values():
-        file: list[WriteItem] = []
-        filled = 0
-        for item in chunk:
-            if file and filled + _nbytes(item) > most:
-                yield file
-                file, filled = [], 0
-            file.append(item)
-            filled += _nbytes(item)
+    rounds = zip_longest(*(_cut(chunk, most) for chunk in by_chunk.values()))
+    yield from (file for one in rounds for file in one if file)
+
+
+def _cut(items: Iterable[WriteItem], most: int) -> Iterator[list[WriteItem]]:
+    """Cut items into files of at most so many bytes; a longer item has a file of its own."""
+    file: list[WriteItem] = []
+    filled = 0
+    for item in items:
+        if file and filled + _nbytes(item) > most:
+            yield file
+            file, filled = [], 0
+        file.append(item)
+        filled += _nbytes(item)
+    if file:
         yield file
 
 
