@@ -20,7 +20,7 @@ from llamaconv.checkpoint.address import local, path_or_address
 from llamaconv.checkpoint.store_address import StoreAddress
 from llamaconv.cli.common import (
     FOLDER,
-    OR_HUB,
+    OR_REMOTE,
     json_option,
     new_folder,
     new_target,
@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser(
         "plan", help="list every move of a conversion and every problem; writes nothing"
     )
-    plan.add_argument("source", metavar="SRC", help=f"{FOLDER}{OR_HUB}")
+    plan.add_argument("source", metavar="SRC", help=f"{FOLDER}{OR_REMOTE}")
     _target_options(plan)
     json_option(plan, _plan)
 
@@ -166,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "source",
         metavar="SRC",
-        help=f"{FOLDER}{OR_HUB}, which is fetched by ranges and not stored; a run that was cut off "
+        help=f"{FOLDER}{OR_REMOTE}, which is fetched by ranges and not stored; a run that was cut off "
         "fetches only what is missing",
     )
     convert.add_argument(
@@ -192,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
         "--workers",
         type=int,
         help="writer threads per rank (default: one per CPU, at most 4, shared by a host's ranks; "
-        "always one from the Hub)",
+        "always one from the Hub or a store)",
     )
     convert.add_argument(
         "--overwrite", action="store_true", help="replace a checkpoint at DST, a local one"
@@ -205,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
         "verify", help="check DST against the SRC it was converted from, or against its own receipt"
     )
     verify.add_argument(
-        "source", metavar="SRC", nargs="?", help=f"{FOLDER}{OR_HUB}, which is fetched again"
+        "source", metavar="SRC", nargs="?", help=f"{FOLDER}{OR_REMOTE}, which is fetched again"
     )
     verify.add_argument("target", metavar="DST", help="the folder to check")
     verify.add_argument(

@@ -15,7 +15,10 @@ from llamaconv.checkpoint.store_address import StoreAddress
 from llamaconv.report.errors import Problem, RefusedError, notes
 
 FOLDER = "a folder, one file, or a run (its newest step is taken)"
-OR_HUB = ", or a repository of the Hugging Face Hub, hf://ORG/NAME[@REVISION]"
+OR_REMOTE = (
+    ", or a repository of the Hugging Face Hub, hf://ORG/NAME[@REVISION], or a folder of a store, "
+    "s3://BUCKET/FOLDER (also gs://, az:// and what else fsspec has a driver for)"
+)
 
 
 def json_option(command: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:

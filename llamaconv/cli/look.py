@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamaconv.checkpoint.checkpoint import Checkpoint
 from llamaconv.checkpoint.value_statistics import folded_statistics, statistics_table
-from llamaconv.cli.common import FOLDER, OR_HUB, json_option, print_json, say
+from llamaconv.cli.common import FOLDER, OR_REMOTE, json_option, print_json, say
 from llamaconv.model.published import closest_published
 from llamaconv.plan.assets import contradictions
 from llamaconv.plan.planner import with_header_errors
@@ -32,7 +32,7 @@ def add_inspect(commands: Any) -> None:
     inspect = commands.add_parser(
         "inspect", help="show what a checkpoint contains; reads headers only"
     )
-    inspect.add_argument("source", metavar="PATH", help=f"{FOLDER}{OR_HUB}")
+    inspect.add_argument("source", metavar="PATH", help=f"{FOLDER}{OR_REMOTE}")
     inspect.add_argument(
         "--all", action="store_true", help="one row per tensor, instead of one for all layers"
     )

@@ -23,16 +23,16 @@ MOST_BYTES_TO_RUN = 20_000_000_000
 
 
 @contextmanager
-def _paths(source: str | Path, target: str | Path, other: str) -> Iterator[tuple[Path, Path]]:
+def _paths(source: str | Path, target: str | Path, other: str) -> Iterator[tuple[str | Path, Path]]:
     """Yield what is compared; a damaged copy is deleted afterwards."""
     if other or open_checkpoint(target).total_bytes > MOST_BYTES:
-        yield Path(source), Path(other or target).expanduser()
+        yield source, Path(other or target).expanduser()
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(target, Path(folder) / "copy"))
         for damage in DAMAGES.values():
             damage(copy)
-        yield Path(source), copy
+        yield source, copy
 
 
 def compare_with(source: str | Path, target: str | Path, other: str) -> Compared:

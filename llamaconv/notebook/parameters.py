@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from llamaconv.checkpoint.address import local
-from llamaconv.checkpoint.hub_address import PREFIX
 from llamaconv.checkpoint.open import looks_like_checkpoint
 from llamaconv.checkpoint.runs import steps_of
-from llamaconv.checkpoint.store_address import StoreAddress, store_address
+from llamaconv.checkpoint.store_address import SCHEME, StoreAddress, store_address
 from llamaconv.plan.target import Target
 from llamaconv.report import shell
 from llamaconv.report.errors import Problem, RefusedError
@@ -132,9 +131,9 @@ class Parameters:
 
     @property
     def source(self) -> Path | str:
-        """The source: a folder or file, or ``hf://ORG/NAME`` unchanged."""
+        """The source: a folder or file, or an address (``hf://``, ``s3://`` …) unchanged."""
         source: str = self.values["source"]
-        if source.startswith(PREFIX):
+        if SCHEME.match(source):
             return source
         return Path(source).expanduser() if source else sample_path()
 
@@ -175,7 +174,8 @@ class Parameters:
         to, rope, dtype = (
             self.values.get(name, _DEFAULTS[name]) for name in ("to", "rope", "dtype")
         )
-        if to == "auto":
+        # What is in a store is not asked for the name of a folder: it stays "auto".
+        if to == "auto" and not self._is_in_store:
             # As `llamaconv.checkpoint.open` recognises what a trainer saved, which becomes a Hugging
             # Face folder.
             opened = Path(self.source)
@@ -189,6 +189,10 @@ class Parameters:
         parts += [rope] if to == "dcp" and rope != _DEFAULTS["rope"] else []
         parts += [dtype] if dtype != _DEFAULTS["dtype"] else []
         return Path("converted") / "-".join(map(str, parts))
+
+    @property
+    def _is_in_store(self) -> bool:
+        return store_address(str(self.source)) is not None
 
     @property
     def may_replace(self) -> bool:

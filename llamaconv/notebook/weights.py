@@ -24,13 +24,15 @@ from llamaconv.report.tables import Sentence, Table, size
 MOST_BYTES = 64_000_000
 """Bytes of a checkpoint whose weights are all read without being asked."""
 
-_ON_THE_HUB = "Only headers are read from the Hub. Download the weights to see their values."
+_NOT_HERE = (
+    "Only headers are read from the Hub or a store. Copy the weights here to see their values."
+)
 
 
 def histogram(checkpoint: Checkpoint, name: str) -> Histogram | Sentence:
     """Read one tensor and count its values; or say that its weights are not here."""
     if isinstance(checkpoint.path, RemoteFile):
-        return Sentence(_ON_THE_HUB)
+        return Sentence(_NOT_HERE)
     if name not in checkpoint.tensors:
         return Sentence("No tensor could be read; see the problems.")
     return weight_values.histogram(checkpoint.tensors[name])
@@ -58,7 +60,7 @@ def statistics(checkpoint: Checkpoint, read_all: bool) -> Weights | Sentence:
         FailedError: A file cannot be read.
     """
     if isinstance(checkpoint.path, RemoteFile):
-        return Sentence(_ON_THE_HUB)
+        return Sentence(_NOT_HERE)
     is_small = checkpoint.total_bytes <= MOST_BYTES
     if not (read_all or is_small):
         return Sentence(

@@ -180,7 +180,10 @@ class Plan:
     @property
     def peak_memory_bytes(self) -> int:
         """`PEAK_MEMORY_BYTES`, and what is on its way from another machine."""
-        return PEAK_MEMORY_BYTES + (MOST_BYTES if self.source.remote else 0)
+        remote = self.source.remote
+        # Drivers of stores hold what they receive once more.
+        copies = 0 if remote is None else 1 if remote.path.commit else 2
+        return PEAK_MEMORY_BYTES + copies * MOST_BYTES
 
     @property
     def counts(self) -> dict[str, int]:

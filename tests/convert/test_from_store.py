@@ -31,6 +31,7 @@ from llamaconv import (
     open_checkpoint,
     verify_checkpoint,
 )
+from llamaconv.verify.compare import compare_checkpoints
 
 PARTIAL = ".llamaconv-partial"
 # Ranges and journals of small models, and a store that is given up soon.
@@ -362,5 +363,5 @@ def test_what_needs_files_here_says_so(bucket: Bucket) -> None:
     copy = f"aws s3 cp --recursive {bucket.address} m"
     assert plan.errors[0].message.endswith(f"--assets must be a local folder. Copy it here: {copy}")
     with pytest.raises(RefusedError, match="this needs the files here") as refused:
-        verify_checkpoint(bucket.address, source=bucket.source)
+        compare_checkpoints(bucket.address, bucket.source)
     assert copy in str(refused.value)

@@ -54,4 +54,4 @@ def test_repository_has_no_values_and_says_so(source: Path) -> None:
         open_checkpoint(source), path=RemoteFile("hf://org/x@1", "x", "1", "hf download")
     )
     for shown in (weights.histogram(there, Q), weights.statistics(there, read_all=True)):
-        assert "Only headers are read from the Hub" in str(shown)
+        assert "Only headers are read from the Hub or a store" in str(shown)

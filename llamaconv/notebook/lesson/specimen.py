@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llamaconv.checkpoint.hub_address import PREFIX
 from llamaconv.checkpoint.open import open_checkpoint
+from llamaconv.checkpoint.store_address import SCHEME
 from llamaconv.model.params import LlamaParams
 from llamaconv.notebook.lesson.tokens import Tokens, open_tokens
 from llamaconv.notebook.lesson.variants import RIGHT, ReorderVariant
@@ -174,7 +174,7 @@ def open_specimen(source: str | Path) -> Specimen:
     Raises:
         RefusedError: The source cannot be converted, is not on this machine, or is too large.
     """
-    if str(source).startswith(PREFIX):
+    if SCHEME.match(str(source)):
         raise RefusedError(
             f"{source}: the lesson runs the model, so it needs the weights on this machine. "
             "Download them and set source to their folder, or leave it empty for the bundled sample"
