@@ -63,10 +63,9 @@ class WhileWriting:
             Comparison(plan, reader_for(plan.source), READERS[target.format](target))
             for _ in range(n_threads)
         ]
-        self._unit_of: dict[str, list[Move]] = {}
-        for unit in units(plan):
-            if all(map(self._can_compare, unit)):
-                self._unit_of |= {move.target_name: unit for move in unit}
+        # q and k of a layer are compared together.
+        self._units = [unit for unit in units(plan) if all(map(self._can_compare, unit))]
+        self._unit_of = {move.target_name: unit for unit in self._units for move in unit}
         self._pieces: dict[str, list[Callable[[], Piece]]] = {}
         self._written: dict[str, int] = {}
         self._ready: deque[list[Move]] = deque()
@@ -87,13 +86,7 @@ class WhileWriting:
     @property
     def n_bytes(self) -> int:
         """Bytes of the tensors that can be compared before the target is complete."""
-        moves = (
-            move
-            for name, unit in self._unit_of.items()
-            for move in unit
-            if move.target_name == name
-        )
-        return sum(move.nbytes for move in moves)
+        return sum(move.nbytes for unit in self._units for move in unit)
 
     def __enter__(self) -> WhileWriting:
         self._one_thread = one_thread()
