@@ -43,11 +43,14 @@ class Guard:
         self._say(json.dumps({"url": address.url, "marker": asdict(marker)}))
 
     def dismiss(self) -> None:
-        """Let it end: nothing is left to remove, or all of it is a checkpoint."""
+        """Let it end: nothing is left to remove, or all of it is a checkpoint. May be repeated."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        if stdin.closed:
+            return
         self._say(_DONE)
         with suppress(OSError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+            stdin.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
 

@@ -408,8 +408,8 @@ def until(is_so: Any, seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-def guards(parent: int) -> list[int]:
-    """The guards that a process has started."""
+def children(parent: int) -> list[int]:
+    """The processes that a process has started."""
     found = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True)
     return [int(one) for one in found.stdout.split()]
 
@@ -446,8 +446,8 @@ def test_next_conversion_removes_what_one_killed_with_its_guard_left(
     s3.fail("PUT", "partNumber=2", status=200, seconds=4.0, times=1)
     with start(long, target, "--to", "hf") as running:
         until(lambda: f"{prefix}model.safetensors" in s3.uploads(BUCKET))
-        until(lambda: len(guards(running.pid)) == 1)
-        (guard,) = guards(running.pid)
+        until(lambda: len(children(running.pid)) == 1)
+        (guard,) = children(running.pid)
         os.kill(guard, signal.SIGKILL)
         running.kill()
     left = s3.objects(BUCKET, prefix)
@@ -460,6 +460,54 @@ def test_next_conversion_removes_what_one_killed_with_its_guard_left(
 
 
 def test_guard_ends_with_the_conversion(source: Path, tmp_path: Path, s3: S3Server) -> None:
-    before = guards(os.getpid())
+    before = children(os.getpid())
     convert_checkpoint(plan_of(source), address()[0])
-    assert guards(os.getpid()) == before
+    assert children(os.getpid()) == before
+
+
+def torchrun(n: int, *words: object) -> list[str]:
+    ours = ["--standalone", "--nproc-per-node", str(n), "-m", "llamaconv", "convert"]
+    return [sys.executable, "-m", "torch.distributed.run", *ours, *map(str, words)]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    "options", [("--shards", "4"), ("--to", "hf", "--max-shard-size", "50kB")], ids=str
+)
+def test_ranks_send_the_bytes_of_one_process(
+    source: Path, tmp_path: Path, s3: S3Server, options: tuple[str, ...]
+) -> None:
+    target, prefix = address()
+    run = subprocess.run(torchrun(2, source, target, *options), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert main(["convert", str(source), str(tmp_path / "local"), *options]) == 0
+    here = {path.name: path.read_bytes() for path in (tmp_path / "local").iterdir()}
+    there = content(target)
+    assert here.pop("llamaconv.json") and there.pop("llamaconv.json")
+    assert there == here and len(there) > 4
+    assert [key for key in s3.uploads(BUCKET) if key.startswith(prefix)] == []
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rank_that_is_killed_leaves_nothing(long: Path, s3: S3Server, rank: int) -> None:
+    target, prefix = address()
+    s3.fail("PUT", "partNumber=1", status=200, seconds=2.0)
+    command = torchrun(2, long, target, "--shards", "2")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        until(lambda: sum(key.startswith(prefix) for key in s3.uploads(BUCKET)) == 2)
+        os.kill(_rank(running.pid, rank), signal.SIGKILL)
+        _, said = running.communicate(timeout=120)
+        assert running.returncode != 0 and said.count("\nerror: ") == 1
+    until(lambda: s3.objects(BUCKET, prefix) == {} and s3.uploads(BUCKET) == [])
+    time.sleep(8)
+    assert_nothing_left(s3, prefix)
+
+
+def _rank(parent: int, rank: int) -> int:
+    """The process of a rank of torchrun."""
+    for pid in children(parent):
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        if f"RANK={rank}".encode() in environment:
+            return pid
+    raise AssertionError("no such rank")
