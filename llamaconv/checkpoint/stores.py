@@ -8,6 +8,7 @@ address needs it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,18 @@ from llamaconv.checkpoint.store_address import StoreAddress
 from llamaconv.checkpoint.store_errors import as_refusals, explain
 from llamaconv.report.errors import STOPPED, FailedError, RefusedError
 
+# Loggers of drivers, which would write the tracebacks of what is reported in one line.
+_LOGGERS = (
+    "fsspec",
+    "s3fs",
+    "gcsfs",
+    "adlfs",
+    "aiobotocore",
+    "botocore",
+    "azure",
+    "google",
+    "asyncio",
+)
 # What the extras of pyproject.toml install.
 _DRIVERS = {
     "s3": "s3fs>=2024.12",
@@ -57,6 +70,9 @@ def filesystem(address: StoreAddress) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
     except ImportError as error:
         raise RefusedError(f"{address}: stores need fsspec: pip install 'fsspec'") from error
+    for name in _LOGGERS:
+        # Who has set up logging still gets all.
+        logging.getLogger(name).addHandler(logging.NullHandler())
     try:
         with as_refusals(address, address):
             fs, path = url_to_fs(address.url)
