@@ -18,7 +18,7 @@ from llamaconv.checkpoint.other_families import what_files_are
 from llamaconv.checkpoint.remote_file import RemoteFile
 from llamaconv.checkpoint.store_address import StoreAddress
 from llamaconv.checkpoint.wrappers import with_wrappers_reported
-from llamaconv.report.errors import RefusedError, collect_problems, first_few
+from llamaconv.report.errors import RefusedError, collect_problems, first_few, warning
 
 if TYPE_CHECKING:
     from llamaconv.checkpoint.store_folder import StoreFolder
@@ -225,6 +225,10 @@ def open_store_folder(folder: StoreFolder) -> Checkpoint:
     names = [*folder.names(), *(name for name in folder.files if "/" in name)]
     kind = next((kind for kind, one in OPENERS.items() if one is _opener_for(names)), None)
     if kind is None:
+        if newest := _newest_step(folder):
+            found = open_store_folder(newest)
+            text = f"{folder.path}: a run; its newest complete step is taken, {newest.path}"
+            return replace(found, problems=(warning(text), *found.problems))
         raise RefusedError(f"{folder.path}: {_not_a_checkpoint(folder.path, names)}")
     _refuse_lookalikes(folder.path, _matching(names, OPENERS[kind].files))
     if kind == "torch_checkpointing":
@@ -245,6 +249,16 @@ def open_store_folder(folder: StoreFolder) -> Checkpoint:
         found = huggingface.open_folder(folder)
     folder.forget()
     return with_wrappers_reported(replace(found, remote=folder))
+
+
+def _newest_step(run: StoreFolder) -> StoreFolder | None:
+    """Return the newest step with a checkpoint in the folder of a run, or in its ``checkpoint``."""
+    steps = runs.names_of_steps(run.names())
+    if not steps and runs.FOLDER in run.names() and not run.is_file(runs.FOLDER):
+        run = run.inside(runs.FOLDER)
+        steps = runs.names_of_steps(run.names())
+    folders = (run.inside(name) for name in steps if not run.is_file(name))
+    return next((one for one in folders if _opener_for(one.names())), None)
 
 
 _SMALL_FILES = [pattern for pattern in SAFETENSORS if "safetensors" not in pattern]

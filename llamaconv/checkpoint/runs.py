@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,13 @@ def steps_of(run: Path, is_checkpoint: Callable[[Path], bool]) -> Steps:
     if not found.complete and (run / FOLDER).is_dir() and not is_checkpoint(run / FOLDER):
         return _steps_in(run / FOLDER, is_checkpoint)
     return found
+
+
+def names_of_steps(names: Iterable[str]) -> list[str]:
+    """Return the names that nothing but a step has, the newest first."""
+    found = [(match, name) for name in names if (match := _STEP.fullmatch(name))]
+    steps = [(int(match[2]), name) for match, name in found if _ONLY_STEPS.fullmatch(match[1])]
+    return [name for _, name in sorted(steps, reverse=True)]
 
 
 def newest_taken(run: Path, steps: Steps) -> Problem:

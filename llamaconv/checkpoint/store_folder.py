@@ -174,6 +174,10 @@ class StoreFolder:
             self._folders[name] = StoreFolder(self.address / name, listed={})
         return self._folders[name]
 
+    def inside(self, name: str) -> StoreFolder:
+        """Return a folder in this one as a folder of its own. Raises `RefusedError`."""
+        return StoreFolder(self.address / name)
+
     def beside(self, name: str) -> StoreFolder | None:
         """Return a folder next to this one; None if there is none."""
         try:

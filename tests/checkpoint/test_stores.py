@@ -130,6 +130,20 @@ def test_replaced_file_is_noticed(memory: Any, source: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("inside", ["", "checkpoint/"])
+def test_newest_complete_step_of_a_run_is_taken(
+    memory: Any, source: Path, tmp_path: Path, inside: str
+) -> None:
+    convert_checkpoint(make_plan(open_checkpoint(source)), tmp_path / "t", verified=False)
+    for step in (9, 10):
+        memory.put(str(tmp_path / "t"), f"/box/run/{inside}step-{step}", recursive=True)
+    memory.pipe(f"/box/run/{inside}step-11/__0_0.distcp", b"being written")
+    found = open_checkpoint("memory://box/run")
+    assert str(found.path) == f"memory://box/run/{inside}step-10"
+    assert found.problems[0].message.startswith("memory://box/run: a run; its newest complete")
+    assert not found.errors
+
+
 def test_nothing_there_is_refused(memory: Any) -> None:
     with pytest.raises(RefusedError, match="memory://box/none: not found"):
         open_checkpoint("memory://box/none")
