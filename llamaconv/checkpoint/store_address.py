@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from llamaconv.report.errors import RefusedError
+
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 BUCKETS = "hf://buckets/"
 """Storage buckets of the Hugging Face Hub, which huggingface_hub has a filesystem for."""
@@ -83,13 +85,19 @@ class StoreAddress:
 
 
 def store_address(text: str) -> StoreAddress | None:
-    """Return the address that ``text`` is, or None if fsspec knows no store of this kind."""
+    """Return the address that ``text`` is, or None if fsspec knows no store of this kind.
+
+    Raises:
+        RefusedError: It names no bucket.
+    """
     found = SCHEME.match(text)
     if not found or "::" in text:
         return None
     if not text.startswith(BUCKETS) and found[1].lower() not in _schemes():
         return None
-    return StoreAddress(text.rstrip("/") if len(text.rstrip("/")) > len(found[0]) else text)
+    if not (bare := text.removeprefix(found[0]).strip("/")) and found[1].lower() != "memory":
+        raise RefusedError(f"{text}: names no bucket; an address is like {found[0]}BUCKET/FOLDER")
+    return StoreAddress(f"{found[0]}{bare}")
 
 
 def _schemes() -> frozenset[str]:

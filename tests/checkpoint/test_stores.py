@@ -13,6 +13,7 @@ from llamaconv import RefusedError, Target, convert_checkpoint, make_plan, open_
 from llamaconv.checkpoint.address import path_or_address
 from llamaconv.checkpoint.open import open_store_folder
 from llamaconv.checkpoint.store_address import StoreAddress
+from llamaconv.checkpoint.store_errors import explain
 from llamaconv.checkpoint.store_folder import StoreFolder
 
 
@@ -52,6 +53,12 @@ def test_other_addresses_are_refused(text: str) -> None:
         path_or_address(text)
 
 
+def test_address_without_a_bucket_is_refused() -> None:
+    for text in ("s3://", "gs:///"):
+        with pytest.raises(RefusedError, match="names no bucket"):
+            path_or_address(text)
+
+
 def test_parts_of_an_address() -> None:
     address = StoreAddress("s3://bucket/a/b")
     assert (address.name, str(address.parent), str(address / "c")) == (
@@ -76,6 +83,56 @@ def test_password_in_an_address_is_never_shown(url: str, shown: str) -> None:
     assert str(address) == shown
     assert "secret" not in repr(address)
     assert address.hide(f"no answer from {url}") == f"no answer from {shown}"
+
+
+# Errors of drivers, by the names that those of Google's and Azure's have too.
+
+
+def error(name: str, base: type[Exception] = Exception, text: str = "said", **values: Any) -> Any:
+    """An error of a class of this name, as a driver raises it."""
+    made = type(name, (base,), {})(text)
+    for key, value in values.items():
+        setattr(made, key, value)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("raised", "says", "is_transient"),
+    [
+        (error("NoCredentialsError"), "no credentials", False),
+        (error("DefaultCredentialsError"), "no credentials", False),
+        (ValueError("Must provide either a connection_string or account_name"), "no cred", False),
+        (error("ClientAuthenticationError", error_code="AuthenticationFailed"), "rejects", False),
+        (error("HttpError", code=403), "access denied", False),
+        (PermissionError("Forbidden"), "access denied", False),
+        (error("HttpError", code=404), "not found", False),
+        (FileNotFoundError("The specified bucket does not exist"), "no such bucket", False),
+        (error("ResourceNotFoundError", error_code="ContainerNotFound"), "no such bucket", False),
+        (OSError(28, "No space left on device"), "the store is full", False),
+        (error("ClientError", response={"Error": {"Code": "QuotaExceeded"}}), "is full", False),
+        (error("HttpError", code=429), "limits the rate", True),
+        (error("ClientError", response={"Error": {"Code": "SlowDown"}}), "limits the rate", True),
+        (error("ReadTimeoutError"), "no answer in time", True),
+        (TimeoutError(), "no answer in time", True),
+        (error("HttpResponseError", status_code=502), "server error", True),
+        (error("ClientPayloadError"), "it was cut", True),
+        (ConnectionResetError("reset"), "it was cut", True),
+        (KeyError("x"), "KeyError", False),
+    ],
+    ids=str,
+)
+def test_errors_of_drivers_become_one_line(
+    raised: Exception, says: str, is_transient: bool
+) -> None:
+    reason = explain(raised, StoreAddress("gs://bucket/m"))
+    assert says in reason.text and "\n" not in reason.text
+    assert reason.is_transient is is_transient
+
+
+def test_errors_do_not_quote_a_password() -> None:
+    address = StoreAddress("sftp://me:secret@host/m")
+    reason = explain(ConnectionError("cannot reach sftp://me:secret@host"), address)
+    assert "secret" not in reason.text and "***" in reason.text
 
 
 # What is opened.

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 
 from llamaconv import RefusedError
-from llamaconv.checkpoint.dcp import read_metadata
+from llamaconv.checkpoint.untrusted.dcp_metadata import read_metadata
 
 Damage = Callable[[Path, DataObject], None]
 
