@@ -73,6 +73,7 @@ _BUSY |= {"Throttling", "ThrottlingException", "429", "503"}
 _FULL = {"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "507"}
 _FULL |= {"XMinioAdminBucketQuotaExceeded", "AccountQuotaExceeded"}
 _ARCHIVED = {"InvalidObjectState", "BlobArchived"}
+_SHORTER = {"InvalidRange", "416"}
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound", "BucketNotFoundError"}
 _OTHER_REGION = {"PermanentRedirect", "IllegalLocationConstraintException", "301"}
 _OTHER_REGION |= {"AuthorizationHeaderMalformed"}
@@ -132,6 +133,8 @@ def explain(error: BaseException, address: StoreAddress) -> Reason:
         )
     if "FileNotFoundError" in names or codes & {"404", "NoSuchKey", "BlobNotFound"}:
         return Reason("not found; check the address", is_missing=True)
+    if codes & _SHORTER:
+        return Reason("shorter than its store listed; was it replaced? Open the source again")
     if codes & _FULL or numbers & {errno.ENOSPC, errno.EDQUOT}:
         return Reason(f"the store is full, or a quota is used up ({quoted}); free space there")
     if found := codes & _BUSY:

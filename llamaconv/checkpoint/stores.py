@@ -31,6 +31,7 @@ _LOGGERS = (
     "google",
     "asyncio",
 )
+_SILENT = logging.NullHandler()
 # What the extras of pyproject.toml install.
 _DRIVERS = {
     "s3": "s3fs>=2024.12",
@@ -72,7 +73,7 @@ def filesystem(address: StoreAddress) -> tuple[Any, str]:
         raise RefusedError(f"{address}: stores need fsspec: pip install 'fsspec'") from error
     for name in _LOGGERS:
         # Who has set up logging still gets all.
-        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).addHandler(_SILENT)
     try:
         with as_refusals(address, address):
             fs, path = url_to_fs(address.url)

@@ -110,6 +110,7 @@ def error(name: str, base: type[Exception] = Exception, text: str = "said", **va
         (error("ResourceNotFoundError", error_code="ContainerNotFound"), "no such bucket", False),
         (OSError(28, "No space left on device"), "the store is full", False),
         (error("ClientError", response={"Error": {"Code": "QuotaExceeded"}}), "is full", False),
+        (error("ClientError", response={"Error": {"Code": "InvalidRange"}}), "shorter", False),
         (error("HttpError", code=429), "limits the rate", True),
         (error("ClientError", response={"Error": {"Code": "SlowDown"}}), "limits the rate", True),
         (error("ReadTimeoutError"), "no answer in time", True),
