@@ -35,6 +35,10 @@ def new_target(text: str) -> Path | StoreAddress:
     where = path_or_address(text, _WRITE_HERE)
     if isinstance(where, HubAddress):
         raise RefusedError(f"{text}: nothing is written to the Hub. Name a folder")
+    if isinstance(where, StoreAddress) and where.scheme == "memory":
+        raise RefusedError(
+            f"{where}: the memory of this command, which ends with it. Name a folder"
+        )
     return where
 
 

@@ -141,12 +141,13 @@ def _begin(store: Store, marker: partial.Marker) -> None:
         path, content = store.path_of(partial.MARKER), marker.content()
         try:
             store.fs.pipe_file(path, content, mode="create")
-        except FileExistsError:
-            raise RefusedError(
-                f"{address}: another conversion has just begun to write to it. Wait for it, or choose "
-                "another target"
-            ) from None
-        except Exception:
+        except Exception as error:
+            # Drivers name the condition that does not hold in several ways.
+            if isinstance(error, FileExistsError) or partial.read_marker(store.fs, store.path):
+                raise RefusedError(
+                    f"{address}: another conversion has just begun to write to it. Wait for it, or "
+                    "choose another target"
+                ) from None
             # A store that knows no conditions; if that is not the reason, this fails too.
             store.fs.pipe_file(path, content)
 

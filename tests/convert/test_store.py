@@ -34,6 +34,8 @@ from llamaconv.checkpoint.store_address import StoreAddress
 from llamaconv.cli import main
 from llamaconv.convert import partial, store
 from llamaconv.convert.store import LAST, Store, part_bytes
+from llamaconv.notebook.panels.convert import ConvertPanel
+from llamaconv.notebook.parameters import Parameters
 from llamaconv.plan.plan import Plan
 
 BUCKET = "models"
@@ -267,6 +269,7 @@ def test_what_cannot_be_written_is_refused_in_one_line(
     assert "nothing is written to the Hub" in refused("hf://buckets/org/model")
     assert "names no folder" in refused("s3://")
     assert "http" in refused("https://example.com/x")
+    assert "which ends with it" in refused("memory://x/y")
     assert_nothing_left(s3, prefix)
 
 
@@ -396,6 +399,71 @@ def test_conversion_whose_marker_is_another_ones_puts_no_checkpoint(
     assert ".metadata" not in content(target)
 
 
+@pytest.mark.parametrize("has_conditions", [True, False])
+def test_of_two_that_begin_at_once_one_is_refused(
+    source: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch, has_conditions: bool
+) -> None:
+    """The second begins after it has looked, and before it has put its marker."""
+    target, _prefix = address()
+    there = Store(StoreAddress(target))
+    put = there.fs.pipe_file
+
+    def late(path: str, value: bytes, **options: Any) -> None:
+        if options:
+            put(path, partial.own_marker("first", ".metadata").content())
+            if not has_conditions:
+                raise NotImplementedError("conditions")
+        put(path, value, **options)
+
+    monkeypatch.setattr(there.fs, "pipe_file", late)
+    with pytest.raises(RefusedError, match="has just begun"):
+        convert_checkpoint(plan_of(source), target)
+    assert list(content(target)) == [MARKER]
+
+
+def test_store_without_conditions_is_written(
+    source: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, prefix = address()
+    fs = Store(StoreAddress(target)).fs
+    put, refused = fs.pipe_file, []
+
+    def plain(path: str, value: bytes, **options: Any) -> None:
+        if options:
+            refused.append(path)
+            raise NotImplementedError("conditions")
+        put(path, value)
+
+    monkeypatch.setattr(fs, "pipe_file", plain)
+    convert_checkpoint(plan_of(source, to="hf"), target)
+    assert len(refused) == 1 and f"{prefix}config.json" in s3.objects(BUCKET, prefix)
+
+
+def test_marker_is_put_again_while_a_conversion_runs(
+    source: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partial, "BEAT_SECONDS", 0.05)
+    target, prefix = address()
+    convert_checkpoint(plan_of(source, to="hf"), target)
+    put = f"PUT /{BUCKET}/{prefix}{MARKER}"
+    assert sum(one == put for one in s3.requests()) > 2
+    assert f"{prefix}{MARKER}" not in s3.objects(BUCKET, prefix)
+
+
+def test_complete_checkpoint_stays_if_its_conversion_is_killed_then(
+    source: Path, s3: S3Server
+) -> None:
+    target, _prefix = address()
+    convert_checkpoint(plan_of(source), target)
+    complete = content(target)
+    there, mine = Store(StoreAddress(target)), partial.own_marker("this", ".metadata")
+    there.send(MARKER, mine.content())
+    with pytest.raises(RefusedError, match="exists already"):
+        convert_checkpoint(plan_of(source), target)
+    assert partial.remove(there.fs, there.path, mine, even_complete=False)
+    assert content(target) == complete
+
+
 def start(source: Path, target: str, *words: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "llamaconv", "convert", str(source), target, *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -457,6 +525,28 @@ def test_next_conversion_removes_what_one_killed_with_its_guard_left(
         assert again.wait(60) == 0
     assert s3.uploads(BUCKET) == [] and f"{prefix}config.json" in s3.objects(BUCKET, prefix)
     assert f"{prefix}{MARKER}" not in s3.objects(BUCKET, prefix)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "memory"])
+def test_panel_of_notebook_4_converts_to_a_store(source: Path, s3: S3Server, scheme: str) -> None:
+    target = address()[0].replace("s3://", f"{scheme}://")
+    given = {
+        "source": str(source),
+        "target": target,
+        "to": "hf",
+        "overwrite": False,
+        "interactive": "no",
+    }
+    parameters = Parameters.of("4-convert", given)
+    assert f"llamaconv convert {source} {target} --to hf" in parameters.headless()
+    panel = ConvertPanel(open_checkpoint(source), parameters)
+    assert panel.convert() is panel.convert()
+    panel.raise_if_gone()
+    assert open_checkpoint(target).format == "huggingface"
+    fs, path = fsspec.url_to_fs(target)
+    fs.rm(path, recursive=True)
+    with pytest.raises(FailedError, match="deleted after the conversion"):
+        panel.raise_if_gone()
 
 
 def test_guard_ends_with_the_conversion(source: Path, tmp_path: Path, s3: S3Server) -> None:
