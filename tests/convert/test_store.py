@@ -267,7 +267,7 @@ def test_what_cannot_be_written_is_refused_in_one_line(
         assert option in refused(target, option)
     assert "nothing is written to the Hub" in refused("hf://org/model")
     assert "nothing is written to the Hub" in refused("hf://buckets/org/model")
-    assert "names no folder" in refused("s3://")
+    assert "names no bucket" in refused("s3://")
     assert "http" in refused("https://example.com/x")
     assert "which ends with it" in refused("memory://x/y")
     assert_nothing_left(s3, prefix)
