@@ -19,7 +19,6 @@ from llamaconv.checkpoint.store_address import StoreAddress
 from llamaconv.checkpoint.store_errors import as_refusals, explain
 from llamaconv.report.errors import STOPPED, FailedError, RefusedError
 
-_SILENT = logging.NullHandler()
 # Loggers of drivers, which would write the tracebacks of what is reported in one line.
 _LOGGERS = (
     "fsspec",
