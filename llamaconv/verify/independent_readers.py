@@ -59,6 +59,7 @@ from llamaconv.verify.torch_metadata import unpickle_metadata
 # Tensors up to this size are loaded by `dcp.load` whole, a batch at a time. It holds each several
 # times over: at 16 MiB the checks of 70B took twice the memory of those of 8B.
 WHOLE_BYTES = 2 << 20
+_MOST_MAPPED_BYTES = 16 << 20
 _LOADING = threading.Lock()
 
 
@@ -151,6 +152,12 @@ class SafetensorsReader(IndependentReader):
 
     reader = "the safetensors library"
 
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self._file: Any = None
+        self._path: Path | None = None
+        self._mapped = 0
+
     def _rows(self, name: str, first: int, last: int) -> Tensor:
         tensor = self.checkpoint.tensors[name]
         if len(tensor.pieces) == 1:
@@ -177,10 +184,27 @@ class SafetensorsReader(IndependentReader):
         return rows
 
     def _slice(self, piece: Piece, name: str, first: int, last: int) -> Tensor:
-        # Opened for each call: what was read of an open mapping counts as memory.
-        with safe_open(piece.local_file, framework="pt") as file:
-            rows: Tensor = file.get_slice(name)[first:last]
+        rows: Tensor = self._open(piece.local_file).get_slice(name)[first:last]
+        self._mapped += rows.nbytes
         return rows
+
+    def _open(self, path: Path) -> Any:
+        # What was read of an open mapping counts as memory, and to open one takes as long as to
+        # read a window: a tenth of the checks' time went there.
+        if self._file is None or path != self._path or self._mapped > _MOST_MAPPED_BYTES:
+            self._let_go()
+            self._file, self._path = safe_open(path, framework="pt"), path
+        return self._file
+
+    def _let_go(self) -> None:
+        if self._file is not None:
+            self._file.__exit__(None, None, None)
+        self._file, self._mapped = None, 0
+
+    def close(self) -> None:
+        """Close the file that is open; later calls of `rows` open it again."""
+        self._let_go()
+        super().close()
 
 
 class DcpLoadReader(IndependentReader):
