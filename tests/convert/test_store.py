@@ -123,8 +123,15 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("scheme", ["s3", "memory"])
-@pytest.mark.parametrize("options", KINDS, ids=str)
+@pytest.mark.parametrize(
+    ("options", "scheme"),
+    [
+        (KINDS[0], "s3"),
+        *(pytest.param(one, "s3", marks=pytest.mark.thorough) for one in KINDS[1:]),
+        *((one, "memory") for one in KINDS),
+    ],
+    ids=str,
+)
 def test_store_gets_the_bytes_of_a_local_target(
     source: Path, tmp_path: Path, s3: S3Server, scheme: str, options: dict[str, Any]
 ) -> None:
@@ -146,7 +153,14 @@ def test_store_gets_the_bytes_of_a_local_target(
     assert s3.uploads(BUCKET) == []
 
 
-@pytest.mark.parametrize("to", ["dcp", "hf", "meta"])
+@pytest.mark.parametrize(
+    "to",
+    [
+        "dcp",
+        pytest.param("hf", marks=pytest.mark.thorough),
+        pytest.param("meta", marks=pytest.mark.thorough),
+    ],
+)
 def test_verify_reads_what_is_in_a_store(
     source: Path, s3: S3Server, capsys: pytest.CaptureFixture[str], to: str
 ) -> None:
