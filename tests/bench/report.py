@@ -19,6 +19,7 @@ from typing import Any
 import measure
 
 Row = dict[str, Any]
+DISK = "the disk alone"
 TITLES = {
     "hf-dcp": "Hugging Face to DCP",
     "dcp-hf": "DCP to Hugging Face",
@@ -97,10 +98,8 @@ def disk(whole: Row, seconds: Sequence[float], copies: Sequence[float]) -> Row:
     """The row of direct writers of as many bytes: what no program can be faster than."""
     return {
         "direction": whole["direction"],
-        "name": "the disk alone",
+        "name": DISK,
         "otherwise": "writes the same bytes over and over; the best of 1, 2 and 4 writers",
-        "resident": 0,
-        "anonymous": 0,
         "target_bytes": whole["target_bytes"],
         **_ratios(seconds, copies),
     }
@@ -167,7 +166,7 @@ def markdown(about: Row, rows: Sequence[Row]) -> str:
 
 
 def _line(row: Row) -> str:
-    memory = "not measured"
+    memory = "" if row["name"] == DISK else "not measured"
     if "resident" in row:
         memory = f"{nbytes(row['resident'])} ({nbytes(row['anonymous'])})"
     if "failure" in row:
@@ -221,8 +220,9 @@ def picture(about: Row, rows: Sequence[Row]) -> Any:
 
 
 def _draw(axis: Any, at: int, row: Row) -> None:
-    ours = row["name"].startswith("llamaconv")
-    colour, marker = ("#006BA4", "o") if ours else ("#C85200", "s")
+    colour, marker = ("#006BA4", "o") if row["name"].startswith("llamaconv") else ("#C85200", "s")
+    if row["name"] == DISK:
+        colour, marker = "0.45", "D"
     if "failure" in row:
         text = "could not run" if "anonymous" not in row else "did not end"
         axis.text(1.05, at, f"{text}: {row['failure'][:60]}", va="center", fontsize=8, color=colour)
@@ -230,7 +230,7 @@ def _draw(axis: Any, at: int, row: Row) -> None:
     low, high = min(row["ratios"]), max(row["ratios"])
     axis.plot([low, high], [at, at], color=colour, linewidth=2, solid_capstyle="round")
     axis.plot(row["ratio"], at, marker=marker, color=colour, markersize=7)
-    memory = f"{row['ratio']:.2f}×, {nbytes(row['resident'])}"
+    words = [f"{row['ratio']:.2f}×", *([nbytes(row["resident"])] if "resident" in row else [])]
     over_line = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     place = {"textcoords": "offset points", "va": "center", "fontsize": 8, "bbox": over_line}
-    axis.annotate(memory, (high, at), (8, 0), **place)
+    axis.annotate(", ".join(words), (high, at), (8, 0), **place)
