@@ -38,7 +38,7 @@ _NOT_STORES = frozenset(
         "zip",
     ]
 )
-_PASSWORD = re.compile(r"(?<=://)[^/@]*:[^/@]*(?=@)")
+_PASSWORD = re.compile(r"(?<=://)[^/]*:[^/]*(?=@)")
 _QUERY = re.compile(r"\?[^/]*=.*")
 
 

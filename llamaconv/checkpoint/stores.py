@@ -193,16 +193,16 @@ class StoreRanges:
             stop.wait(waits[tries])
             tries += 1
 
-    def read(self, name: str, first: int, last: int) -> bytes:
+    def read(self, name: str, first: int, last: int, stop: threading.Event | None = None) -> bytes:
         """Return bytes ``first`` to ``last`` (half-open) of a file, while a folder is opened.
 
         Raises:
-            RefusedError: They could not be fetched.
+            RefusedError: They could not be fetched, or ``stop`` was set.
         """
         out = bytearray(last - first)
         try:
             # Somebody waits for it, and drivers have tried again already.
-            self._read_into(name, first, memoryview(out), threading.Event(), WAITS[:1])
+            self._read_into(name, first, memoryview(out), stop or threading.Event(), WAITS[:1])
         except FailedError as error:
             raise RefusedError(error.problems) from error
         return bytes(out)
@@ -220,12 +220,14 @@ class StoreRanges:
         wanted = [part for part in joined(parts) if self._known(part[0], part[1], part[2]) is None]
         if not wanted:
             return
+        stop = threading.Event()
         with ThreadPoolExecutor(min(_REQUESTS_AT_ONCE, len(wanted))) as pool:
-            jobs = [(part, pool.submit(self.read, *part)) for part in wanted]
+            jobs = [(part, pool.submit(self.read, *part, stop)) for part in wanted]
             try:
                 for (name, first, _), job in jobs:
                     self._kept.setdefault(name, []).append((first, job.result()))
             except BaseException:
+                stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         for kept in self._kept.values():

@@ -31,6 +31,7 @@ from llamaconv.verify.while_writing import WhileWriting
 # A block stays in a core's cache while it is read, hashed and written: 4 MiB took nearly twice the
 # time. And a cast holds several copies of it, in each thread.
 _BLOCK_BYTES = 1 << 20
+_RANGES_AT_ONCE = 10_000
 
 
 class Engine:
@@ -109,8 +110,7 @@ class Engine:
         """Add up what all ranks have counted."""
         mine = [self.bytes_read, self.bytes_written, self.bytes_reused, self.was_refused]
         counts = self.ranks.all_gather([*mine, self.overflows])
-        ranges = self.ranks.all_gather(self.reader.fetched)
-        self.fetched = [(*one,) for some in ranges for one in some]
+        self.fetched = self._fetched_by_all()
         self.bytes_read, self.bytes_written, self.bytes_reused, refusals = (
             sum(one[i] for one in counts) for i in range(4)
         )
@@ -125,6 +125,16 @@ class Engine:
                 )
                 for name, count in overflows.items()
             )
+
+    def _fetched_by_all(self) -> list[Fetched]:
+        """Return the ranges of all ranks; what they exchange at once has an end, 8 MiB."""
+        mine = self.reader.fetched
+        n_parts = max(self.ranks.all_gather(-(-len(mine) // _RANGES_AT_ONCE)))
+        parts = (
+            self.ranks.all_gather(mine[at * _RANGES_AT_ONCE : (at + 1) * _RANGES_AT_ONCE])
+            for at in range(n_parts)
+        )
+        return [(*one,) for part in parts for some in part for one in some]
 
     def blocks(self, name: str, first: int, last: int) -> Iterator[memoryview]:
         """Yield rows ``first`` to ``last`` (excluded) of a target tensor, block by block.

@@ -31,7 +31,8 @@ class Guard:
     def __init__(self, address: StoreAddress, marker: partial.Marker) -> None:
         """Start it; its own session keeps signals of the terminal away. Raises ``OSError``."""
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START],
+            # Without -P, it would import what lies in the current folder.
+            [sys.executable, "-P", "-c", _START],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -68,7 +69,9 @@ def main() -> None:
     from llamaconv.checkpoint.stores import filesystem
 
     fs, path = filesystem(StoreAddress(job["url"]))
+    marker = partial.Marker(**job["marker"])
     for seconds in _SETTLE_SECONDS:
         time.sleep(seconds)
+        is_last = seconds == _SETTLE_SECONDS[-1]
         with suppress(Exception):
-            partial.remove(fs, path, partial.Marker(**job["marker"]), even_complete=False)
+            partial.remove(fs, path, marker, even_complete=False, is_last_pass=is_last)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,28 +105,41 @@ def is_abandoned(fs: Any, path: str, marker: Marker) -> bool:
             pass
         # Its number may belong to another process by now: the time tells.
     info = fs.info(f"{path}/{MARKER}")
-    for name in ("LastModified", "last_modified", "updated", "mtime", "created"):
+    # Not the time of creation: the marker is put again and again.
+    for name in ("LastModified", "last_modified", "updated", "mtime"):
         when = info.get(name)
         if isinstance(when, str):
-            from datetime import datetime
-
             with suppress(ValueError):
                 when = datetime.fromisoformat(when)
-        if hasattr(when, "timestamp"):
-            when = when.timestamp()
+        if isinstance(when, datetime):
+            # Drivers that give no zone mean UTC.
+            when = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
         if isinstance(when, int | float):
             return time.time() - when > _STALE_SECONDS
     return False
 
 
-def remove(fs: Any, path: str, marker: Marker, *, even_complete: bool) -> bool:
-    """Remove what a conversion has put into a folder: uploads, files, and at last its marker.
+def remove(
+    fs: Any,
+    path: str,
+    marker: Marker,
+    *,
+    even_complete: bool,
+    sent: Iterable[str] = (),
+    is_last_pass: bool = True,
+) -> bool:
+    """Remove what a conversion has put into a folder: files, uploads, and at last its marker.
+
+    Without its marker, what is there may be another's by now.
 
     Args:
         fs: The filesystem.
         path: The folder in it.
         marker: The conversion's. Nothing is removed if the folder has that of another.
         even_complete: Whether to remove a checkpoint that is complete, too.
+        sent: What this process has put itself. That goes without a marker, too, unless there is a
+            checkpoint.
+        is_last_pass: Whether the marker goes, too.
 
     Returns:
         Whether the folder holds nothing of the conversion now, not counting a complete checkpoint.
@@ -133,22 +147,25 @@ def remove(fs: Any, path: str, marker: Marker, *, even_complete: bool) -> bool:
     Raises what the driver raises.
     """
     fs.invalidate_cache()
+    names = _names(fs, path)
+    # Read after the files were listed: those of a conversion that begins now are not among them.
     there = read_marker(fs, path)
     if there is not None and there.conversion != marker.conversion:
         return True
-    names = _names(fs, path)
-    if marker.last in names and not even_complete:
+    if marker.last in names and not (even_complete and there is not None):
         if there is not None:
             fs.rm_file(f"{path}/{MARKER}")
         return True
-    abort_uploads(fs, path)
+    known = set(sent)
+    mine = [name for name in names if (is_ours(name) if there is not None else name in known)]
     # That which makes it a checkpoint goes first.
-    mine = sorted((name for name in names if is_ours(name)), key=lambda name: name != marker.last)
-    if mine[:1] == [marker.last]:
-        _delete(fs, path, mine[:1])
-    _delete(fs, path, mine)
-    if MARKER in names:
-        fs.rm_file(f"{path}/{MARKER}")
+    _delete(fs, path, sorted(mine, key=lambda name: name != marker.last))
+    if there is None:
+        return True
+    abort_uploads(fs, path)
+    if is_last_pass:
+        with suppress(FileNotFoundError):
+            fs.rm_file(f"{path}/{MARKER}")
     fs.invalidate_cache()
     return not any(is_ours(name) for name in _names(fs, path))
 
@@ -171,7 +188,8 @@ def _names(fs: Any, path: str) -> list[str]:
 def abort_uploads(fs: Any, path: str) -> None:
     """Abort the unfinished uploads of a conversion, where the store keeps them until then.
 
-    That is S3. Google's are forgotten after a week and cost nothing; Azure's blocks are, too.
+    That is S3. Google's are forgotten after a week and cost nothing; Azure's blocks are, too. Call
+    it while the marker of the conversion is there, so that nobody else's are aborted.
     """
     if not hasattr(fs, "abort_mpu"):
         return
@@ -181,7 +199,8 @@ def abort_uploads(fs: Any, path: str) -> None:
     while True:
         page = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=begin, **further)
         for upload in page.get("Uploads", ()):
-            if upload["Key"].startswith(begin) and is_ours(upload["Key"][len(begin) :]):
+            name = upload["Key"].removeprefix(begin)
+            if upload["Key"].startswith(begin) and "/" not in name and is_ours(name):
                 with suppress(FileNotFoundError):
                     fs.abort_mpu(bucket, upload["Key"], upload["UploadId"])
         if not page.get("IsTruncated"):

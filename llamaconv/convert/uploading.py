@@ -97,9 +97,14 @@ def uploaded(address: StoreAddress, last: str, ranks: Ranks = ALONE) -> Iterator
     """
     store = Store(address)
     marker = partial.own_marker(uuid.uuid4().hex, last)
-    if ranks.first:
-        _begin(store, marker)
-    marker = partial.Marker(**ranks.broadcast(asdict(marker)))
+    try:
+        if ranks.first:
+            _begin(store, marker)
+        marker = partial.Marker(**ranks.broadcast(asdict(marker)))
+    except BaseException as error:
+        if ranks.first and not isinstance(error, RefusedError):
+            _remove(store, marker, error)
+        raise
     guard, beats = None, _Beats(store, marker)
     removes = True
     try:
@@ -135,8 +140,9 @@ def _begin(store: Store, marker: partial.Marker) -> None:
     with as_refusals(address, address):
         old = partial.read_marker(store.fs, store.path)
         if old is not None:
+            if not partial.is_abandoned(store.fs, store.path, old):
+                raise RefusedError(_just_begun(address))
             partial.remove(store.fs, store.path, old, even_complete=False)
-        partial.abort_uploads(store.fs, store.path)
         store.make_folder(partial.MARKER)
         path, content = store.path_of(partial.MARKER), marker.content()
         try:
@@ -144,12 +150,22 @@ def _begin(store: Store, marker: partial.Marker) -> None:
         except Exception as error:
             # Drivers name the condition that does not hold in several ways.
             if isinstance(error, FileExistsError) or partial.read_marker(store.fs, store.path):
-                raise RefusedError(
-                    f"{address}: another conversion has just begun to write to it. Wait for it, or "
-                    "choose another target"
-                ) from None
+                raise RefusedError(_just_begun(address)) from None
             # A store that knows no conditions; if that is not the reason, this fails too.
             store.fs.pipe_file(path, content)
+        # Another one may have begun and ended since this one looked.
+        if found := sorted(name for name in store.listed() if partial.is_ours(name)):
+            store.fs.rm_file(path)
+            raise RefusedError(
+                f"{address}: exists already ({first_few(found, 3)}). Choose another target"
+            )
+
+
+def _just_begun(address: StoreAddress) -> str:
+    return (
+        f"{address}: another conversion has just begun to write to it. Wait for it, or choose "
+        "another target"
+    )
 
 
 def _put_last(store: Store, marker: partial.Marker) -> None:
@@ -158,7 +174,10 @@ def _put_last(store: Store, marker: partial.Marker) -> None:
     with as_failures(address, address):
         there = partial.read_marker(store.fs, store.path)
         if there is None or there.conversion != marker.conversion:
-            raise FailedError(f"{address}: another conversion, or somebody, has deleted its files")
+            raise FailedError(
+                f"{address}: the marker of this conversion ({partial.MARKER}) is gone or replaced; "
+                "another conversion has taken over, or somebody has deleted it"
+            )
         store.check_there(dict(store.sent))
         for name in sorted(store.held, key=lambda name: name == marker.last):
             store.send(name, store.held[name])
@@ -170,14 +189,16 @@ def _put_last(store: Store, marker: partial.Marker) -> None:
 def _remove(store: Store, marker: partial.Marker, error: BaseException) -> None:
     left = ""
     try:
-        if not partial.remove(store.fs, store.path, marker, even_complete=True):
+        fs, path = store.fs, store.path
+        if not partial.remove(fs, path, marker, even_complete=True, sent=store.sent):
             left = "it still lists files"
     except Exception as failed:
         left = explain(failed, store.address).text
     if left:
         error.add_note(
             f"{store.address}: what was sent could not be deleted ({left}). It is no checkpoint "
-            f"without {marker.last}; the next conversion to this address deletes it"
+            f"without {marker.last}; a conversion to this address deletes it, if this process has "
+            f"ended or {partial.MARKER} is a quarter of an hour old"
         )
 
 

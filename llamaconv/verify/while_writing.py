@@ -24,7 +24,7 @@ from llamaconv.checkpoint.tensors import Piece, TensorInfo
 from llamaconv.checkpoint.torch_rows import one_thread
 from llamaconv.model.names import whole
 from llamaconv.plan.plan import Move, Plan
-from llamaconv.report.errors import STOPPED, FailedError, LlamaconvError
+from llamaconv.report.errors import STOPPED, FailedError
 from llamaconv.verify.bits_and_scores import Comparison, Findings, units
 from llamaconv.verify.independent_readers import READERS, reader_for
 
@@ -32,8 +32,6 @@ from llamaconv.verify.independent_readers import READERS, reader_for
 _MOST_WAITING_BYTES = 1 << 30
 # What was compared so long ago has reached the disk, and leaves memory.
 _KEPT_BYTES = 512 << 20
-# What means that a tensor cannot be compared now; the checks after the writing say why.
-_UNREADABLE = (LlamaconvError, OSError, ValueError)
 
 
 class WhileWriting:
@@ -172,11 +170,9 @@ class WhileWriting:
                     for move in unit:
                         self._note(self._places[move.target_name])
                 self._leave_memory(_KEPT_BYTES)
-        except _UNREADABLE:
+        except Exception:
+            # The checks after the writing read it again, and say why that fails.
             self.stop()
-        except BaseException:
-            self.stop()
-            raise
 
     def _next(self) -> list[Move] | None:
         with self._changed:

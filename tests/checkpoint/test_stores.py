@@ -74,6 +74,7 @@ def test_parts_of_an_address() -> None:
     ("url", "shown"),
     [
         ("sftp://me:secret@host/m", "sftp://***@host/m"),
+        ("sftp://me:p@secret@host/m", "sftp://***@host/m"),
         ("abfs://box@host/m?sv=1&sig=secret", "abfs://box@host/m?***"),
     ],
 )

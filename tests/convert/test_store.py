@@ -32,7 +32,8 @@ from llamaconv import (
 )
 from llamaconv.checkpoint.store_address import StoreAddress
 from llamaconv.cli import main
-from llamaconv.convert import partial, store
+from llamaconv.convert import partial, store, uploading
+from llamaconv.convert.guard import Guard
 from llamaconv.convert.store import LAST, Store, part_bytes
 from llamaconv.notebook.panels.convert import ConvertPanel
 from llamaconv.notebook.parameters import Parameters
@@ -476,6 +477,81 @@ def test_complete_checkpoint_stays_if_its_conversion_is_killed_then(
         convert_checkpoint(plan_of(source), target)
     assert partial.remove(there.fs, there.path, mine, even_complete=False)
     assert content(target) == complete
+
+
+def _taken_over(there: Store) -> dict[str, bytes]:
+    """Put what another conversion has completed, with the names of this one's files."""
+    for name in (".metadata", "__0_0.distcp", "llamaconv.json"):
+        there.send(name, b"another's")
+    there.fs.rm_file(there.path_of(MARKER))
+    return content(str(there.address))
+
+
+def test_one_that_wakes_up_late_does_not_touch_what_another_has_completed(source: Path) -> None:
+    there = Store(StoreAddress(address()[0].replace("s3://", "memory://")))
+    complete: dict[str, bytes] = {}
+
+    def meanwhile(step: str, done: int, total: int) -> None:
+        if step == "verify" and not complete:
+            complete.update(_taken_over(there))
+
+    with pytest.raises(FailedError):
+        convert_checkpoint(plan_of(source), str(there.address), progress=meanwhile)
+    assert content(str(there.address)) == complete
+
+
+def test_live_conversion_is_not_removed_by_one_that_looked_before(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first puts its marker and a file between the look of the second and its own marker."""
+    there = Store(StoreAddress(address()[0].replace("s3://", "memory://")))
+    begin = uploading._begin
+
+    def begins(store: Store, marker: partial.Marker) -> None:
+        there.send(MARKER, partial.own_marker("first", ".metadata").content())
+        there.send("__0_0.distcp", b"the first's")
+        begin(store, marker)
+
+    monkeypatch.setattr(uploading, "_begin", begins)
+    with pytest.raises(RefusedError, match="has just begun"):
+        convert_checkpoint(plan_of(source), str(there.address))
+    assert content(str(there.address))["__0_0.distcp"] == b"the first's"
+    assert MARKER in content(str(there.address))
+
+
+def test_checkpoint_that_came_meanwhile_is_not_overwritten(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Store(StoreAddress(address()[0].replace("s3://", "memory://")))
+    begin = uploading._begin
+
+    def begins(store: Store, marker: partial.Marker) -> None:
+        there.send(MARKER, b"")
+        _taken_over(there)
+        begin(store, marker)
+
+    monkeypatch.setattr(uploading, "_begin", begins)
+    with pytest.raises(RefusedError, match="exists already"):
+        convert_checkpoint(plan_of(source), str(there.address))
+    assert set(content(str(there.address)).values()) == {b"another's"}
+
+
+def test_uploads_of_others_are_not_aborted(source: Path, s3: S3Server) -> None:
+    target, prefix = address()
+    there = Store(StoreAddress(target))
+    path = there.path_of("big.safetensors")
+    other = there.fs.call_s3(
+        "create_multipart_upload", Bucket=BUCKET, Key=f"{prefix}big.safetensors"
+    )
+    convert_checkpoint(plan_of(source), target)
+    assert s3.uploads(BUCKET) == [f"{prefix}big.safetensors"]
+    there.fs.abort_mpu(*there.fs.split_path(path)[:2], other["UploadId"])
+
+
+def test_guard_imports_nothing_of_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("open('ran', 'w')\n")
+    Guard(StoreAddress("s3://bucket/x"), partial.own_marker("this", ".metadata")).dismiss()
+    assert not (tmp_path / "ran").exists()
 
 
 def start(source: Path, target: str, *words: str) -> subprocess.Popen[bytes]:
