@@ -170,8 +170,8 @@ class RebuiltRanges:
         control = sum(bool(one.wrong) or one.shows_wrong_rows for one in outcomes.values())
         n_ranges = sum(len(self._ranges[name]) for name in self.files)
         detail = (
-            f"{n_ranges} ranges of {len(outcomes)} files, rebuilt from the target, have the digests "
-            "of what the store sent; nothing was fetched again"
+            f"{n_ranges} ranges of {len(outcomes)} {'files' if len(outcomes) > 1 else 'file'}, rebuilt "
+            "from the target, have the digests of what the store sent; nothing was fetched again"
         )
         if untied:
             detail = f"{untied[0]}: not the same as what it is tied to"

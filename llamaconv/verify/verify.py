@@ -199,9 +199,9 @@ def verify_fetched(
     Every file of a repository is rebuilt from the target and its digest compared with the one that
     the repository lists (see `rebuilt`); of a store, which lists none, every range that was fetched
     is rebuilt and compared with what came (see `rebuilt_ranges`). That is as much as comparing
-    every bit. If everything can be rebuilt, the scores and logits are compared as well, with the rebuilt rows as the source's. If
-    something cannot, what is on the disk is compared with what was written, and the detail says
-    which files are not compared with the source.
+    every bit. If everything can be rebuilt, the scores and logits are compared as well, with the
+    rebuilt rows as the source's. If something cannot, what is on the disk is compared with what was
+    written, and the detail says which files are not compared with the source.
 
     Args:
         plan: A plan without errors, whose source is not here.

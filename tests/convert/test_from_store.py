@@ -31,6 +31,7 @@ from llamaconv import (
     open_checkpoint,
     verify_checkpoint,
 )
+from llamaconv.convert import engine
 from llamaconv.verify.compare import compare_checkpoints
 
 PARTIAL = ".llamaconv-partial"
@@ -160,6 +161,15 @@ def test_dcp_and_metas_files_in_a_bucket_convert_as_here(
     assert run.status == 0, run.said
     assert content(bucket.target) == bucket.here(to="hf")
     assert verify_checkpoint(bucket.target, source=bucket.address).ok
+
+
+def test_ranges_are_exchanged_in_parts(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_RANGES_AT_ONCE", 1)
+    done = convert_checkpoint(make_plan(open_checkpoint(bucket.address), Target()), bucket.target)
+    assert done.verification is not None
+    fetched = next(check for check in done.verification.checks if check.name == "fetched")
+    assert fetched.ok
+    assert fetched.control > 1  # files, of some ranges each
 
 
 def test_pickled_weights_in_a_bucket_are_read(bucket: Bucket, tmp_path: Path) -> None:
