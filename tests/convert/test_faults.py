@@ -167,7 +167,7 @@ def test_weights_lost_before_the_disk_fail_the_checks(scene: Scenes, to: str) ->
         if call[0] == "+" and str(here.source) in before:
             weights.append(at)
         before = call
-    assert len(weights) >= 8  # with two threads, some reads and writes are mixed
+    assert len(weights) >= 4  # with several threads, some reads and writes are mixed
     for at in some_steps(weights, 1, random.Random(seed())):
         here.reset()
         run = here.run(replace(fault, at=weights[at - 1]))
