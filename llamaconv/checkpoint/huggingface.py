@@ -255,7 +255,8 @@ class HuggingFaceOpener:
 
     def _compare(self, chosen: WeightSet, other: WeightSet) -> None:
         """Report a complete set that differs from the ``chosen`` one; list every other one."""
-        if other.kind is BIN and isinstance(self.folder.path, RemoteFile):  # TODO
+        # Pickles elsewhere are opened only if there is nothing else, and those of the Hub never.
+        if other.kind is BIN and isinstance(self.folder.path, RemoteFile):
             reason = f"{chosen.name} is used, as in transformers; they were not compared"
         else:
             their = HuggingFaceOpener(self.folder)

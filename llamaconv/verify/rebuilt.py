@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ from llamaconv.verify.bits_and_scores import (
 )
 from llamaconv.verify.independent_readers import IndependentReader, reader_for
 from llamaconv.verify.results import Check
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -137,26 +140,11 @@ class Rebuilt:
             would have another if the rows of q and k had kept their order.
         """
         total = sum(self.remote.files[name] for name in self.files)
-        lock, done = threading.Lock(), 0
-
-        def count(n_bytes: int) -> None:
-            nonlocal done
-            with lock:
-                done += n_bytes
-                now = done
-            progress("verify", now, total)
-
-        def rebuild(name: str) -> _Outcome:
-            with closing(RebuiltReader(target, self.plan)) as reader:
-                return self._rebuild(name, reader, count)
-
-        with ThreadPoolExecutor(n_threads) as pool:
-            outcomes = dict(zip(self.files, pool.map(rebuild, self.files), strict=True))
+        outcomes = rebuild_files(
+            self.plan, target, self.files, self._rebuild, total, progress, n_threads
+        )
         wrong = {name: one.why for name, one in outcomes.items() if one.why}
-        with closing(RebuiltReader(target, self.plan)) as reader:
-            untied = [
-                copy.target_name for one, copy in self._copies if not reader.are_equal(one, copy)
-            ]
+        untied = untied_copies(self.plan, target, self._copies)
         odd = too_odd([one for outcome in outcomes.values() for one in outcome.odd])
         control = sum(bool(one.why) or one.shows_wrong_rows for one in outcomes.values())
         detail = (
@@ -206,6 +194,53 @@ class Rebuilt:
                 odd.append(OddValues(move.target_name, nan, infinite))
         why = difference(listed, digest.hexdigest(), self.remote.path)
         return _Outcome(why, shows, odd)
+
+
+def rebuild_files(
+    plan: Plan,
+    target: Checkpoint,
+    names: Sequence[str],
+    rebuild: Callable[[str, RebuiltReader, Callable[[int], None]], T],
+    total: int,
+    progress: Progress,
+    n_threads: int,
+) -> dict[str, T]:
+    """Rebuild files of the source, some at a time.
+
+    Args:
+        plan: The conversion.
+        target: The opened target.
+        names: The files.
+        rebuild: Rebuilds one, with a reader of its thread, and calls the function with the bytes
+            that are done.
+        total: Bytes of all files.
+        progress: Called with "verify", the bytes done, and ``total``.
+        n_threads: How many files at a time.
+
+    Returns:
+        What ``rebuild`` returned, by file.
+    """
+    lock, done = threading.Lock(), 0
+
+    def count(n_bytes: int) -> None:
+        nonlocal done
+        with lock:
+            done += n_bytes
+            now = done
+        progress("verify", now, total)
+
+    def work(name: str) -> T:
+        with closing(RebuiltReader(target, plan)) as reader:
+            return rebuild(name, reader, count)
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        return dict(zip(names, pool.map(work, names), strict=True))
+
+
+def untied_copies(plan: Plan, target: Checkpoint, copies: Sequence[tuple[Move, Move]]) -> list[str]:
+    """Return the tensors of the target that differ from those that they are tied to."""
+    with closing(RebuiltReader(target, plan)) as reader:
+        return [copy.target_name for one, copy in copies if not reader.are_equal(one, copy)]
 
 
 class RebuiltReader(IndependentReader):

@@ -11,11 +11,8 @@ Limit: a cast hides bytes, and what an interrupted run fetched was noted by nobo
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +28,7 @@ from llamaconv.plan.plan import Move, Plan
 from llamaconv.report.errors import first_few
 from llamaconv.report.progress import Progress
 from llamaconv.verify.bits_and_scores import WINDOW_BYTES, too_odd
-from llamaconv.verify.rebuilt import RebuiltReader
+from llamaconv.verify.rebuilt import RebuiltReader, rebuild_files, untied_copies
 from llamaconv.verify.results import Check
 
 
@@ -146,26 +143,11 @@ class RebuiltRanges:
             would have another if the rows of q and k had kept their order.
         """
         total = sum(part.n_bytes for parts in self._parts.values() for part in parts)
-        lock, done = threading.Lock(), 0
-
-        def count(n_bytes: int) -> None:
-            nonlocal done
-            with lock:
-                done += n_bytes
-                now = done
-            progress("verify", now, total)
-
-        def rebuild(name: str) -> _Outcome:
-            with closing(RebuiltReader(target, self.plan)) as reader:
-                return self._rebuild(name, reader, count)
-
-        with ThreadPoolExecutor(n_threads) as pool:
-            outcomes = dict(zip(self.files, pool.map(rebuild, self.files), strict=True))
+        outcomes = rebuild_files(
+            self.plan, target, self.files, self._rebuild, total, progress, n_threads
+        )
         wrong = {name: one.wrong for name, one in outcomes.items() if one.wrong}
-        with closing(RebuiltReader(target, self.plan)) as reader:
-            untied = [
-                copy.target_name for one, copy in self._copies if not reader.are_equal(one, copy)
-            ]
+        untied = untied_copies(self.plan, target, self._copies)
         odd = too_odd([one for outcome in outcomes.values() for one in outcome.odd])
         control = sum(bool(one.wrong) or one.shows_wrong_rows for one in outcomes.values())
         n_ranges = sum(len(self._ranges[name]) for name in self.files)
